@@ -1,0 +1,15 @@
+"""The errors a user can mend: one line, an exit code, no traceback."""
+
+from __future__ import annotations
+
+
+class CedEdgeError(Exception):
+    """Something failed while running. The message names the thing and the mend; exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(CedEdgeError):
+    """What the user gave (a path, an option, a file's content) cannot be used; exit code 2."""
+
+    exit_code = 2

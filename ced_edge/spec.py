@@ -1,0 +1,124 @@
+"""Every size of the front end and of the model, derived from a few numbers, with its unit."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from ced_edge.errors import InputError
+
+N_CLASSES = 527
+"""AudioSet classes (the published 527-class label list)."""
+
+
+@dataclass(frozen=True)
+class FrontendSpec:
+    """Log-mel front end of CED (arXiv 2308.11957, section 3.1).
+
+    A power spectrogram with a periodic Hann window, centred by reflection, then HTK mel bins
+    without normalisation, then decibels with a floor `top_db` below the clip's own maximum.
+    """
+
+    rate_hz: int = 16_000
+    n_fft: int = 512
+    """Samples per FFT; the window is as long."""
+    hop: int = 160
+    """Samples between frames: 10 ms."""
+    n_mels: int = 64
+    f_min_hz: float = 0.0
+    f_max_hz: float = 8_000.0
+    top_db: float = 120.0
+    min_power: float = 1e-10
+
+    @property
+    def n_bins(self) -> int:
+        """Frequency bins of the one-sided spectrum."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples that reflection can pad: one more than half a window."""
+        return self.n_fft // 2 + 1
+
+    def frames(self, samples: int) -> int:
+        """Frames of a clip of `samples` samples (10 s -> 1001)."""
+        return samples // self.hop + 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A CED transformer: width and heads set the size, the rest is shared."""
+
+    width: int
+    """Channels per token."""
+    heads: int
+    depth: int = 12
+    """Transformer blocks."""
+    mlp_ratio: int = 4
+    patch: int = 16
+    """Side of a square patch: mel bins by frames."""
+    max_frames: int = 1_012
+    """Longest input in frames (10.12 s); the time embedding has `max_frames // patch` columns."""
+    n_classes: int = N_CLASSES
+    frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec)
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise InputError(f"model width {self.width} is not a multiple of its {self.heads} heads")
+
+    @property
+    def grid_freq(self) -> int:
+        """Patches along frequency (4)."""
+        return self.frontend.n_mels // self.patch
+
+    @property
+    def grid_time(self) -> int:
+        """Patches along time at the longest input (63)."""
+        return self.max_frames // self.patch
+
+    @property
+    def max_samples(self) -> int:
+        """Samples of the longest chunk: the published 10 s, or less where the time embedding is shorter."""
+        return min(10 * self.frontend.rate_hz, (self.max_frames - 1) * self.frontend.hop)
+
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples that fill one patch in time."""
+        return (self.patch - 1) * self.frontend.hop
+
+    @property
+    def name(self) -> str:
+        """The published size of this spec, or `<width>x<depth>` for any other."""
+        for name, spec in SIZES.items():
+            if (spec.width, spec.heads, spec.depth) == (self.width, self.heads, self.depth):
+                return name
+        return f"{self.width}x{self.depth}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON, nested like the spec."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ModelSpec:
+        """The inverse of `to_dict`. Raises InputError on unknown or missing keys."""
+        try:
+            return cls(**{**fields, "frontend": FrontendSpec(**fields["frontend"])})
+        except (TypeError, KeyError) as e:
+            raise InputError(f"not a model spec: {e}") from e
+
+
+SIZES: dict[str, ModelSpec] = {
+    "tiny": ModelSpec(width=192, heads=3),
+    "mini": ModelSpec(width=256, heads=4),
+    "small": ModelSpec(width=384, heads=6),
+    "base": ModelSpec(width=768, heads=12),
+}
+"""The published sizes: 5.5 M, 9.7 M, 21.6 M and 85.7 M parameters."""
+
+
+def size(name: str) -> ModelSpec:
+    """The spec of a published size. Raises InputError naming the sizes there are."""
+    if name not in SIZES:
+        raise InputError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}")
+    return SIZES[name]
