@@ -20,7 +20,7 @@ class LogMel(nn.Module):
         self.spec = spec
         # Not persistent: they are derived from the spec, which is what a checkpoint carries.
         self.register_buffer("window", torch.hann_window(spec.n_fft), persistent=False)
-        self.register_buffer("filters", torch.from_numpy(mel_filters(spec)), persistent=False)
+        self.register_buffer("filters", torch.from_numpy(mel_filters(spec).copy()), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
         s = self.spec

@@ -1,0 +1,128 @@
+"""Any audio file -> float32 samples in [-1, 1] at the asked rate.
+
+A wav or ogg that was cut short is used as far as it goes: such files often carry a wrong length on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from ced_edge.errors import InputError
+
+Float32 = NDArray[np.float32]
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+"""Suffixes that a folder is searched for, in lower case."""
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 1_000_000
+"""Rates outside this range are broken headers; resampling from them would fill the memory."""
+
+_BLOCK_FRAMES = 1 << 20
+_UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a length near 2**63 where the header has none
+_MAX_FRAMES_PER_BYTE = 1 << 16  # a FLAC frame has at least 10 bytes and at most 65,535 samples per channel
+_SF_ERR_BAD_INFO = 24  # libsndfile: the header was read, but its rate or channel count is out of range
+
+
+class AudioError(InputError):
+    """A file that holds no usable audio. `reason` is one short phrase without the file's name."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"cannot use {name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+def _name(source: Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the stream"))
+
+
+@contextlib.contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[soundfile.SoundFile]:
+    """An open sound file with a sane header. Every failure, also while reading, becomes an AudioError."""
+    name = _name(source)
+    try:
+        if isinstance(source, Path) and not source.exists():
+            raise AudioError(name, "no such file")
+        if isinstance(source, Path) and not source.is_file():
+            raise AudioError(name, "not a file")
+        if isinstance(source, Path) and source.stat().st_size == 0:
+            raise AudioError(name, "empty file")
+        f = soundfile.SoundFile(source)
+    except AudioError:
+        raise
+    except OSError as e:
+        raise AudioError(name, f"unreadable ({e.strerror})") from e
+    except (soundfile.SoundFileError, TypeError) as e:
+        # soundfile raises TypeError for a suffix of headerless audio, such as .raw
+        bad_info = getattr(e, "code", None) == _SF_ERR_BAD_INFO
+        raise AudioError(name, "bad sample rate or channel count" if bad_info else "not audio") from e
+    with f:
+        if not MIN_RATE_HZ <= f.samplerate <= MAX_RATE_HZ:
+            raise AudioError(name, "bad sample rate or channel count")
+        if f.frames >= _UNKNOWN_FRAMES:
+            raise AudioError(name, "no length in its header, encode it again")
+        if isinstance(source, Path) and f.frames > source.stat().st_size * _MAX_FRAMES_PER_BYTE:
+            raise AudioError(name, "truncated or damaged")
+        try:
+            yield f
+        except (OSError, soundfile.SoundFileError) as e:
+            raise AudioError(name, "truncated or damaged") from e
+
+
+def _read(f: soundfile.SoundFile, start: int, stop: int, name: str) -> Float32:
+    """Frames [start, stop) as (frames, channels). Raises AudioError when the file ends before its header says."""
+    stop = min(stop, f.frames)
+    if start >= stop:
+        raise AudioError(name, "no samples")
+    if start > 0:
+        f.seek(start)
+    blocks: list[Float32] = []
+    while start < stop:  # in blocks, so that a header that lies about its length costs no memory
+        block = f.read(min(stop - start, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+        if len(block) == 0:
+            raise AudioError(name, "truncated or damaged")
+        blocks.append(block)
+        start += len(block)
+    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+
+
+def duration_s(source: Path) -> float:
+    """Length in seconds as the header tells it. Raises AudioError."""
+    with _opened(source) as f:
+        return float(f.frames / f.samplerate)
+
+
+def decode(source: Path | BinaryIO) -> tuple[Float32, int]:
+    """Whole file -> ((frames, channels) float32, rate in Hz). Raises AudioError."""
+    with _opened(source) as f:
+        return _read(f, 0, f.frames, _name(source)), int(f.samplerate)
+
+
+def load(source: Path | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: float | None = None) -> Float32:
+    """File -> (samples,) mono float32 at `rate_hz`: the mean of the channels, resampled, never clipped.
+
+    With `start_s` and `stop_s` only that part is decoded (`stop_s` may lie past the end). Raises AudioError.
+    """
+    with _opened(source) as f:
+        rate = int(f.samplerate)
+        stop = f.frames if stop_s is None else round(stop_s * rate)
+        wave = _read(f, round(start_s * rate), stop, _name(source))
+    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
+    return resample(mono, rate, rate_hz)
+
+
+def resample(wave: Float32, from_hz: int, to_hz: int) -> Float32:
+    """(samples,) at `from_hz` -> (samples,) at `to_hz`, band-limited (soxr, high quality)."""
+    if from_hz == to_hz:
+        return np.ascontiguousarray(wave, np.float32)
+    return np.asarray(soxr.resample(wave, from_hz, to_hz, quality="HQ"), np.float32)

@@ -1,0 +1,83 @@
+"""The command line: a group whose subcommands are imported only when they are called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+from ced_edge import __version__
+from ced_edge.errors import CedEdgeError
+
+COMMANDS = {
+    "distill": ("distill.cli:distill", "The main job: pack, teach, train and evaluate, into runs/NAME."),
+    "pack": ("distill.cli:pack", "Pack audio files into WebDataset shards of FLAC."),
+    "teachers": ("distill.cli:teachers", "List the teachers that are known, and fetch public ones."),
+    "teach": ("distill.cli:teach", "Let the teachers answer every view of a pack, once, into a store."),
+    "train": ("distill.cli:train", "Train a student from a pack and a store."),
+    "pretrain": ("distill.cli:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
+    "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
+}
+"""Subcommand -> where it is, and the help that needs no import."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands by name alone."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        try:
+            command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as e:
+            extra = "train" if module.startswith("distill") else "all"
+            raise CedEdgeError(f"`ced-edge {cmd_name}` needs {e.name}: pip install 'ced-edge[{extra}]'") from e
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="ced-edge")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Distil big audio taggers into a small one that runs on phones and boards."""
+
+
+def main() -> None:
+    """Run the command line; errors the user can mend are one line on stderr and an exit code."""
+    debug = "--debug" in sys.argv
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("ced-edge: stopped", err=True)
+        sys.exit(130)
+    except CedEdgeError as e:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"ced-edge: {e}", err=True)
+        sys.exit(e.exit_code)
+    except BrokenPipeError:
+        # Whoever read our output has left; nothing more may be written to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as e:
+        if debug:
+            traceback.print_exc()
+        click.echo(f"ced-edge: unexpected {type(e).__name__}: {e} (--debug shows where)", err=True)
+        sys.exit(1)

@@ -1,0 +1,179 @@
+"""Which clips there are: a folder of audio, a CSV or TSV manifest, or a published list of AudioSet segments."""
+
+from __future__ import annotations
+
+import bisect
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ced_edge import labels
+from ced_edge.audio import AUDIO_SUFFIXES, AudioError, duration_s
+from ced_edge.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A clip to read. `id` is its name in the manifest; `labels` are class indices, None where unknown."""
+
+    id: str
+    path: Path
+    labels: tuple[int, ...] | None = None
+    group: str | None = None
+    start_s: float = 0.0
+    stop_s: float | None = None
+    """End within the file in seconds; None is the file's end."""
+
+
+def read_manifest(path: Path, split: str | None = None, audio_root: Path | None = None) -> list[Clip]:
+    """Clips of a folder, of a CSV/TSV with a `filename` column, or of an AudioSet segments CSV.
+
+    Optional columns: `labels` (indices, mids or names joined by `;` or `,`), `group`, `split`; others are
+    ignored. With `split` only those rows are read. File names are relative to `audio_root`, or else to the
+    manifest's folder. Whether the files exist is not checked. Raises InputError naming line and mend.
+    """
+    if path.is_dir():
+        if split is not None:
+            raise InputError(f"{path} is a folder and has no splits: leave the split out, or give a manifest")
+        return _folder(path)
+    lines = _lines(path)
+    root = path.parent if audio_root is None else audio_root
+    comments = [line for _, line in lines[:8] if line.startswith("#")]
+    if any("YTID" in line for line in comments):
+        if split is not None:
+            raise InputError(f"{path} is a list of AudioSet segments and has no splits: leave the split out")
+        clips = _segments(path, lines, root)
+    else:
+        clips = _table(path, lines, split, root)
+    if not clips:
+        raise InputError(f"{path} lists no clips")
+    return clips
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """(number, text) of the lines that are not blank."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as e:
+        raise InputError(f"no such manifest or folder: {path}") from e
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path} is no manifest: give a UTF-8 CSV or TSV file, or a folder of audio") from e
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise InputError(f"{path} is empty: a manifest starts with a header that has a `filename` column")
+    return lines
+
+
+def _folder(folder: Path) -> list[Clip]:
+    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    if not files:
+        raise InputError(f"no audio in {folder}: searched for {', '.join(sorted(AUDIO_SUFFIXES))}")
+    return [Clip(name, folder / name) for name in files]
+
+
+def _rows(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> Iterable[tuple[int, list[str]]]:
+    """(line number, stripped fields) of each line."""
+    for number, line in lines:
+        try:
+            fields = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
+        except (csv.Error, StopIteration) as e:
+            raise InputError(f"{path} line {number}: not readable as a table ({e})") from e
+        yield number, [field.strip() for field in fields]
+
+
+def _labels(path: Path, number: int, field: str | None) -> tuple[int, ...] | None:
+    try:
+        return labels.parse(field) or None if field else None
+    except InputError as e:
+        raise InputError(f"{path} line {number}: {e}") from e
+
+
+def _table(path: Path, lines: Sequence[tuple[int, str]], split: str | None, root: Path) -> list[Clip]:
+    rows = iter(_rows(path, lines, "\t" if "\t" in lines[0][1] else ","))
+    _, header = next(rows)
+    if "filename" not in header:
+        raise InputError(f"{path} has no `filename` column: its columns are {', '.join(header)}")
+    if len(set(header)) < len(header):
+        raise InputError(f"{path} has two columns of one name: its columns are {', '.join(header)}")
+    if split is not None and "split" not in header:
+        raise InputError(f"{path} has no `split` column to take {split!r} from: its columns are {', '.join(header)}")
+    # The published CED lists name files of an archive; the audio may lie in any folder and format.
+    by_stem = _by_stem(root) if "hdf5path" in header else {}
+    clips: list[Clip] = []
+    seen: dict[str, int] = {}
+    splits: set[str] = set()
+    for number, fields in rows:
+        if len(fields) != len(header):
+            raise InputError(f"{path} line {number}: {len(fields)} fields where the header has {len(header)}")
+        row = dict(zip(header, fields, strict=True))
+        splits.add(row.get("split", ""))
+        if split is not None and row["split"] != split:
+            continue
+        name = row["filename"]
+        _check_name(path, number, name, seen)
+        file = root / name
+        if by_stem and not file.exists():
+            file = by_stem.get(Path(name).stem, file)
+        clips.append(Clip(name, file, _labels(path, number, row.get("labels")), row.get("group") or None))
+    if split is not None and splits and not clips:
+        raise InputError(f"{path} has no row of split {split!r}: its splits are {', '.join(sorted(splits))}")
+    return clips
+
+
+def _check_name(path: Path, number: int, name: str, seen: dict[str, int]) -> None:
+    if not name:
+        raise InputError(f"{path} line {number}: the file name is empty")
+    if name in seen:
+        raise InputError(f"{path} line {number}: {name!r} is already on line {seen[name]}; names must differ")
+    seen[name] = number
+
+
+def _by_stem(root: Path) -> dict[str, Path]:
+    """File name without folder and suffix -> audio file; of several the first in sorted order."""
+    files = sorted((p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES), reverse=True)
+    return {p.stem: p for p in files}
+
+
+def _segments(path: Path, lines: Sequence[tuple[int, str]], root: Path) -> list[Clip]:
+    """AudioSet's own lists: `YTID, start_seconds, end_seconds, positive_labels` below comment lines."""
+    by_stem = _by_stem(root)
+    stems = sorted(by_stem)
+    clips: list[Clip] = []
+    seen: dict[str, int] = {}
+    for number, fields in _rows(path, [x for x in lines if not x[1].startswith("#")], ","):
+        times = re.fullmatch(r"(\d+(?:\.\d+)?) (\d+(?:\.\d+)?)", " ".join(fields[1:3]))
+        if len(fields) != 4 or times is None or float(times[2]) <= float(times[1]):
+            raise InputError(f"{path} line {number}: expected YTID, start_seconds, end_seconds, positive_labels")
+        name, start_s, stop_s = fields[0], float(times[1]), float(times[2])
+        _check_name(path, number, name, seen)
+        tags = _labels(path, number, fields[3])
+        cut = _first(stems, f"{name}_{round(start_s * 1000)}") or _first(stems, f"Y{name}_{round(start_s * 1000)}")
+        whole = next((stem for stem in (name, f"Y{name}") if stem in by_stem), None)
+        file = by_stem.get(cut or whole or "", root / f"{name}.wav")
+        if cut is None and _is_uncut(file, start_s, stop_s):
+            clips.append(Clip(name, file, tags, None, start_s, stop_s))
+        else:
+            clips.append(Clip(name, file, tags))
+    return clips
+
+
+def _first(stems: Sequence[str], start: str) -> str | None:
+    """The first of the sorted stems that is `start`, or goes on after it with `_` (an end time, say)."""
+    for stem in stems[bisect.bisect_left(stems, start) :]:
+        if not stem.startswith(start):
+            return None
+        if stem == start or stem[len(start)] == "_":
+            return stem
+    return None
+
+
+def _is_uncut(file: Path, start_s: float, stop_s: float) -> bool:
+    """Whether the file is the whole recording rather than the segment cut out of it (up to a second longer)."""
+    try:
+        return file.exists() and duration_s(file) > stop_s - start_s + 1.0
+    except AudioError:
+        return False  # reading it will give the reason

@@ -1,0 +1,1 @@
+"""Distillation: pack audio, teach, train, evaluate."""

@@ -1,0 +1,290 @@
+"""The subcommands that train: each stage of the main job, and the main job itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from ced_edge.errors import InputError
+from ced_edge.manifest import Clip, read_manifest
+from ced_edge.spec import SIZES
+from distill.config import TrainConfig
+from distill.pack import PackConfig
+from distill.progress import say
+from distill.views import ViewRecipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(path_type=Path)
+PACK_HELP = "Folder (or URL) of a pack, as `ced-edge pack` writes it."
+
+
+def train_options(command: F) -> F:
+    """One flag per field of TrainConfig; what is not given comes from --config, else from the default."""
+    for f in reversed(dataclasses.fields(TrainConfig)):
+        name, kind = f.name.replace("_", "-"), type(f.default)
+        switch = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+        text = f"{f.metadata['help']}  [default: {f.default}]"
+        command = click.option(switch, f.name, type=None if kind is bool else kind, default=None, help=text)(command)
+    return click.option("--config", type=FILE, help="TOML file with any of the training flags.")(command)
+
+
+def train_config(config: Path | None, flags: dict[str, Any], **defaults: Any) -> TrainConfig:
+    """Flags over the TOML file over `defaults`."""
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    given = {k: v for k, v in flags.items() if k in names and v is not None}
+    base = TrainConfig.read(config).to_dict() if config else {**TrainConfig().to_dict(), **defaults}
+    return TrainConfig.from_dict({**base, **given})
+
+
+def teacher_options(command: F) -> F:
+    """--teacher and --teachers."""
+    command = click.option("--teachers", "teachers_toml", type=FILE, help="TOML file with one table per teacher.")(command)
+    return click.option(
+        "--teacher", "teacher", multiple=True, metavar="NAME=PATH", help="A teacher's file, folder or hub name; repeat."
+    )(command)
+
+
+def view_options(command: F) -> F:
+    """--windows, --views and --seed-views."""
+    command = click.option("--view-seed", type=int, default=0, show_default=True, help="Decides all views.")(command)
+    command = click.option("--views", "views_toml", type=FILE, help="TOML file with any field of the view recipe.")(command)
+    return click.option(
+        "--windows", default=None, metavar="NxS,...", help="Epochs x seconds of the views, e.g. 20x2,4x5."
+    )(command)
+
+
+def parse_windows(text: str) -> tuple[tuple[int, float], ...]:
+    """`20x2,4x5` -> ((20, 2.0), (4, 5.0))."""
+    try:
+        return tuple((int(n), float(s)) for n, s in (part.split("x") for part in text.split(",")))
+    except ValueError as e:
+        raise InputError(f"--windows {text}: give EPOCHSxSECONDS, joined by commas, e.g. 20x2,4x5") from e
+
+
+def view_recipe(windows: str | None, toml: Path | None, seed: int, default: str) -> ViewRecipe:
+    """The view recipe that the flags ask for."""
+    fields = read_toml(toml) if toml else {}
+    if windows or "windows" not in fields:
+        fields["windows"] = parse_windows(windows or default)
+    return ViewRecipe.from_dict({"seed": seed, **fields})
+
+
+def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
+    """The clips of several manifests or folders; a name that two of them share is told apart by its manifest."""
+    parts = [read_manifest(path, split, root) for path in data]
+    names = [clip.id for part in parts for clip in part]
+    if len(set(names)) == len(names):
+        return [clip for part in parts for clip in part]
+    stems = [path.stem for path in data]
+    if len(set(stems)) < len(stems):
+        raise InputError("two of the manifests hold the same file names and have the same name: rename one of them")
+    return [dataclasses.replace(c, id=f"{stem}/{c.id}") for stem, part in zip(stems, parts, strict=True) for c in part]
+
+
+def data_options(command: F) -> F:
+    """DATA..., --split and --audio-root."""
+    command = click.option("--audio-root", type=DIRECTORY, help="What file names are relative to, if not the manifest.")(command)
+    command = click.option("--split", help="Only rows with this in the `split` column.")(command)
+    return command
+
+
+@click.command()
+@click.argument("data", nargs=-1, required=True, type=FILE)
+@data_options
+@click.option("--out", required=True, type=DIRECTORY, help="Folder to write.")
+@click.option("--rate", "rate_hz", type=int, default=16_000, show_default=True, help="Sample rate in Hz.")
+@click.option("--clips-per-shard", type=int, default=1_024, show_default=True)
+@click.option("--segment", "segment_s", type=float, default=10.0, show_default=True, help="Longest clip in seconds.")
+@click.option("--workers", type=int, default=os.cpu_count() or 1, show_default=True)
+@click.option("--strict", is_flag=True, help="Fail when a file cannot be used.")
+@click.option("--json", "as_json", is_flag=True, help="Result as JSON.")
+def pack(data: tuple[Path, ...], split: str | None, audio_root: Path | None, out: Path, as_json: bool, **config: Any) -> None:
+    """Pack audio (manifests, AudioSet segment lists, folders) into WebDataset shards of FLAC."""
+    from distill.pipeline import run_pack
+
+    shards = run_pack(read_clips(data, split, audio_root), out, PackConfig(**config))
+    result = {"clips": shards.clips, "hours": shards.seconds / 3600, "shards": len(shards.shards), "rejected": shards.rejected}
+    click.echo(json.dumps(result) if as_json else f"{out}: {shards.clips} clips, {result['hours']:.2f} hours")
+
+
+@click.command()
+@click.option("--fetch", "name", help="Fetch this teacher.")
+@click.option("--to", "folder", type=DIRECTORY, default=Path("teachers"), show_default=True, help="Where to.")
+@click.option("--sha256", help="Expected hash, where none is on record.")
+@click.option("--json", "as_json", is_flag=True)
+def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) -> None:
+    """List the teachers that are known, with source, licence and published mAP; fetch public ones."""
+    from distill.teachers import registry
+
+    if name:
+        click.echo(registry.fetch(name, folder, sha256))
+        return
+    rows = registry.known()
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+        return
+    for row in rows:
+        ap = f"mAP {row.mean_ap:.1f}" if row.mean_ap is not None else "mAP not published"
+        click.echo(f"{row.name:16} {ap:20} {row.licence:12} {row.url}")
+
+
+@click.command()
+@click.option("--pack", "pack_path", required=True, help=PACK_HELP)
+@click.option("--out", required=True, type=DIRECTORY, help="Folder of the store.")
+@teacher_options
+@view_options
+@click.option("-k", type=int, default=20, show_default=True, help="Classes kept per view.")
+@click.option("--clean", is_flag=True, help="Answers about whole, unaugmented clips (inconsistent teaching).")
+@click.option("--labels", is_flag=True, help="The clips' own labels as the only teacher; implies --clean.")
+@click.option("--workers", type=int, default=None, help="Processes on the CPU.  [default: one per core]")
+@click.option("--device", default="cpu", show_default=True)
+def teach(
+    pack_path: str, out: Path, teacher: tuple[str, ...], teachers_toml: Path | None, windows: str | None,
+    views_toml: Path | None, view_seed: int, k: int, clean: bool, labels: bool, workers: int | None, device: str,
+) -> None:
+    """Let the teachers answer every view of a pack, once, into a store. Under torchrun ranks share the work."""
+    from ced_edge.files import folder_lock
+    from distill.pipeline import run_teach
+    from distill.shards import Pack
+    from distill.store import Store
+    from distill.teach import teach_labels
+    from distill.teachers import parse_teachers
+
+    shards, views = Pack.open(pack_path), view_recipe(windows, views_toml, view_seed, "1x10")
+    if labels:
+        described = [{"name": "labels", "sha256": shards.hash, "rate_hz": shards.rate_hz, "n_known": 527}]
+        teach_labels(shards, Store(out, views, described, k, shards.hash, clean=True))
+        return
+    specs = parse_teachers(teacher, teachers_toml)
+    rank = os.environ.get("RANK", "0")
+    with folder_lock(out / f".rank{rank}"):
+        store = run_teach(shards, out, specs, views, k, device, workers, clean)
+    say(f"{out}: {store.bytes()} bytes for {shards.clips * len(store.epochs)} views")
+
+
+@click.command()
+@click.option("--pack", "pack_path", required=True, help=PACK_HELP)
+@click.option("--store", "store_path", required=True, type=DIRECTORY, help="Folder that `ced-edge teach` wrote.")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder of the run.")
+@click.option("--init", help="Weights to start from: a file, a run, a folder, or a hub name (mispeech/ced-tiny).")
+@click.option("--resume", is_flag=True, help="Go on from the state in --out.")
+@click.option("--device", default="cpu", show_default=True)
+@view_options
+@train_options
+def train(
+    pack_path: str, store_path: Path, out: Path, init: str | None, resume: bool, device: str, windows: str | None,
+    views_toml: Path | None, view_seed: int, config: Path | None, **flags: Any,
+) -> None:
+    """Train a student from a pack and a store. Under torchrun, data-parallel.
+
+    The views are the store's own; --windows, --views and --view-seed are for stores of answers about clean clips.
+    """
+    from ced_edge.files import folder_lock
+    from distill.pipeline import run_train
+    from distill.shards import Pack
+    from distill.store import Store
+    from distill.train import STATE_NAME
+
+    chosen = train_config(config, flags)
+    store = Store.open(store_path)
+    views = view_recipe(windows, views_toml, view_seed, "1x10") if windows or views_toml else None
+    if views and not store.clean:
+        raise InputError(f"{store_path} knows its own views: leave --windows and --views out")
+    if (out / STATE_NAME).exists() and not resume:
+        raise InputError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
+    rank = os.environ.get("RANK", "0")
+    with folder_lock(out / f".rank{rank}"):
+        click.echo(run_train(out, Pack.open(pack_path), store, chosen, init, device, views))
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--data", required=True, multiple=True, type=FILE, help="Manifest with labels; repeat.")
+@data_options
+@click.option("--out", type=DIRECTORY, help="Folder for reference.json and reference.npz.  [default: not written]")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--dtype", default="fp32", show_default=True, help="fp32 or bf16.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(
+    checkpoint: str, data: tuple[Path, ...], split: str | None, audio_root: Path | None, out: Path | None, batch: int,
+    device: str, dtype: str, as_json: bool,
+) -> None:
+    """mAP over the classes present, per-class AP, and top-1 by group where the manifest has groups."""
+    from ced_edge.checkpoint import find_checkpoint, load_model
+    from distill.evaluate import evaluate as run
+    from distill.progress import stage
+
+    clips = read_clips(data, split, audio_root)
+    model = load_model(checkpoint)
+    with stage("evaluate", len(clips)) as progress:
+        found = run(model, clips, device, dtype, batch, progress)
+    if out:
+        found.reference(find_checkpoint(checkpoint).weights).write(out)
+    if as_json:
+        click.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    for name, ap in sorted(found.to_dict()["per_class_ap"].items(), key=lambda item: -item[1]):
+        click.echo(f"{ap:.4f}  {name}")
+    for name, value in found.metrics().items():
+        click.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+
+
+@click.command()
+@click.option("--data", multiple=True, type=FILE, help="Manifest or folder to learn from; repeat.  [default: the demo]")
+@data_options
+@click.option("--eval-data", multiple=True, type=FILE, help="Manifest with labels to evaluate on; repeat.")
+@click.option("--eval-split", help="Only these rows of the evaluation manifests.")
+@teacher_options
+@view_options
+@click.option("-k", type=int, default=20, show_default=True, help="Classes kept per view.")
+@click.option("--init", help="Weights to start from: a file, a run, a folder, or a hub name (mispeech/ced-tiny).")
+@click.option("--name", help="Name of the run.  [default: the size, or `demo`]")
+@click.option("--runs", type=DIRECTORY, default=Path("runs"), show_default=True, help="Folder of all runs.")
+@click.option("--clips-per-shard", type=int, default=1_024, show_default=True)
+@click.option("--strict", is_flag=True, help="Fail when a file cannot be used.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Summary as JSON.")
+@train_options
+def distill(
+    data: tuple[Path, ...], split: str | None, audio_root: Path | None, eval_data: tuple[Path, ...],
+    eval_split: str | None, teacher: tuple[str, ...], teachers_toml: Path | None, windows: str | None,
+    views_toml: Path | None, view_seed: int, k: int, init: str | None, name: str | None, runs: Path,
+    clips_per_shard: int, strict: bool, device: str, as_json: bool, config: Path | None, **flags: Any,
+) -> None:
+    """The main job: pack, teach, train and evaluate, into runs/NAME. Asked twice, it goes on.
+
+    Without --data it is a demonstration on synthesised sounds, with two small teachers trained on the spot.
+    """
+    from distill import demo, pipeline
+    from distill.summary import show
+    from distill.teachers import parse_teachers
+
+    packing = PackConfig(clips_per_shard=clips_per_shard, strict=strict)
+    if not data:
+        if teacher or teachers_toml or eval_data:
+            raise InputError("--teacher and --eval-data need --data: what should the student learn from?")
+        run = runs / (name or "demo")
+        plan = demo.plan(run, train_config(config, flags, **demo.TRAINING), windows, view_seed, device)
+    else:
+        chosen = train_config(config, flags)
+        specs = tuple(parse_teachers(teacher, teachers_toml))
+        views = view_recipe(windows, views_toml, view_seed, "12x2,3x5")
+        clips = read_clips(data, split, audio_root)
+        eval_clips = read_clips(eval_data, eval_split, audio_root)
+        run = runs / (name or chosen.size)
+        plan = pipeline.Plan(run, clips, eval_clips, specs, views, chosen, packing, k, init, device)
+    summary = pipeline.run_all(plan)
+    if as_json:
+        click.echo(json.dumps(summary, indent=1))
+    else:
+        show(summary, run)
+
+

@@ -1,0 +1,160 @@
+"""Batches of views and stored answers: an endless stream, each batch a pure function of its number."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ced_edge.errors import InputError
+from distill.shards import Pack, Shard, read_shard
+from distill.store import CLEAN_EPOCH, Store
+from distill.views import ViewRecipe, clip_rms, draw, render
+
+
+class Batch(NamedTuple):
+    """B views of equal length and what the ensemble said of each."""
+
+    wave: Tensor
+    """(B, samples) float32 in [-1, 1] at the student's rate."""
+    target: Tensor
+    """(B, 527) probabilities."""
+    kept: Tensor
+    """(B, 527) bool: the classes whose probability was stored; the others are filled in by rule."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What the batches of one process are made of."""
+
+    pack: Pack
+    store: Store
+    recipe: ViewRecipe
+    """The views to draw: the store's own, or any for a store of answers about clean clips."""
+    batch: int
+    """Views per batch."""
+    rate_hz: int
+    """The student's sample rate."""
+    repeats: int = 1
+    """How often each stored epoch is heard before the next."""
+    fill: str = "tail"
+    """Rule for the classes outside the top K, see `Answers.dense`."""
+    rank: int = 0
+    world: int = 1
+
+    def epoch(self, turn: int) -> int:
+        """The view epoch of pass number `turn` over the clips; after the last one it starts again."""
+        return (turn // self.repeats) % self.recipe.epochs
+
+
+@dataclass
+class _Loaded:
+    """The shard in memory and its answers for one epoch."""
+
+    shard: Shard
+    epoch: int
+    ids: list[str]
+    waves: list[NDArray[np.int16]]
+    rms: list[float]
+    target: NDArray[np.float32]
+    kept: NDArray[np.bool_]
+
+
+class Views(IterableDataset[Batch]):
+    """Batches in order, from number `first` on.
+
+    In each pass the shards come in a drawn order and the clips of each in a drawn order of their own, so shards are
+    read whole, one after the other, and batches are consecutive runs of that sequence. What is left over at the end
+    of a pass is dropped.
+    """
+
+    def __init__(self, stream: Stream, first: int = 0) -> None:
+        self.stream, self.first = stream, first
+        self._loaded: _Loaded | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream, skip = self.stream, self.first
+        info = get_worker_info()
+        if info is not None:
+            # The loader takes one batch from each worker in turn: worker w serves batches w, w + W, ...
+            torch.set_num_threads(1)
+            W, w = info.num_workers, (info.id + self.first) % info.num_workers
+            stream = replace(stream, rank=stream.rank * W + w, world=stream.world * W)
+            skip = (self.first - w + W - 1) // W
+        if len(stream.pack.shards) < stream.world:
+            raise InputError(
+                f"{len(stream.pack.shards)} shards cannot feed {stream.world} readers: pack with fewer clips a shard"
+            )
+        turn = 0
+        while True:
+            rows = _plan(stream, turn)
+            batches = len(rows) // stream.batch
+            if batches == 0:
+                raise InputError(f"a batch of {stream.batch} is more than the {len(rows)} clips of a reader")
+            for i in range(skip, batches):
+                chosen = rows[i * stream.batch : (i + 1) * stream.batch]
+                views = [self._view(stream, int(shard), int(clip), stream.epoch(turn)) for shard, clip in chosen]
+                wave, target, kept = (torch.from_numpy(np.stack(column)) for column in zip(*views, strict=True))
+                yield Batch(wave, target, kept)
+            skip = max(0, skip - batches)
+            turn += 1
+
+    def _view(
+        self, stream: Stream, shard: int, clip: int, epoch: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+        now = self._load(stream, stream.pack.shards[shard], epoch)
+        view = draw(stream.recipe, epoch, clip, now.ids, stream.pack.rate_hz / 2)
+        wave = render(view, now.waves, now.rms, stream.pack.rate_hz)
+        if stream.pack.rate_hz != stream.rate_hz:
+            wave = soxr.resample(wave, stream.pack.rate_hz, stream.rate_hz)
+        if not stream.store.clean:
+            return wave, now.target[clip], now.kept[clip]
+        # Answers about clean clips: a mix is taken to hold what each of its clips holds.
+        heard = [source.clip for source in view.sources]
+        return wave, now.target[heard].max(axis=0), now.kept[heard].any(axis=0)
+
+    def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
+        last = self._loaded
+        if last is None or last.shard != shard:
+            clips = read_shard(stream.pack, shard)
+            ids, waves, rms = [c.id for c in clips], [c.wave for c in clips], [clip_rms(c.wave) for c in clips]
+        elif last.epoch == epoch:
+            return last
+        else:
+            ids, waves, rms = last.ids, last.waves, last.rms
+        stored = CLEAN_EPOCH if stream.store.clean else epoch
+        answers = stream.store.read(stored, shard.name, shard.clips)
+        self._loaded = _Loaded(shard, epoch, ids, waves, rms, *answers.dense(stream.fill))
+        return self._loaded
+
+
+def loader(stream: Stream, first: int = 0, workers: int = 1) -> DataLoader[Batch]:
+    """Batches rendered ahead of the training step by `workers` processes (0: in this one)."""
+    return DataLoader(
+        Views(stream, first), batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None
+    )
+
+
+def _plan(stream: Stream, turn: int) -> NDArray[np.int64]:
+    """The (shard, clip) pairs of one pass, in order: (rows, 2)."""
+    seed, shards = stream.recipe.seed, stream.pack.shards
+    order = _permutation(f"shards|{seed}|{turn}", len(shards))[stream.rank :: stream.world]
+    parts = []
+    for shard in order:
+        clips = _permutation(f"clips|{seed}|{turn}|{shards[shard].name}", shards[shard].clips)
+        parts.append(np.stack([np.full_like(clips, shard), clips], axis=1))
+    return np.concatenate(parts)
+
+
+def _permutation(key: str, n: int) -> NDArray[np.int64]:
+    """A shuffle of range(n) drawn from `key` alone."""
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.argsort(np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(n), kind="stable")

@@ -1,0 +1,56 @@
+"""Progress on stderr: a bar with a rate and the time left for everything that takes more than a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _bar() -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, disable=not sys.stderr.isatty()
+    )
+
+
+@contextlib.contextmanager
+def stage(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar for `total` things; yields a function that is called with the number of them just done."""
+    with _bar() as bar:
+        task = bar.add_task(name, total=total, note="")
+        yield lambda n: bar.advance(task, n)
+
+
+class TrainingBar:
+    """Progress of a training run: steps, loss, rate, time left; a plain line now and then where there is no terminal."""
+
+    def __init__(self, every: int = 200) -> None:
+        self.every = every
+
+    def __enter__(self) -> TrainingBar:
+        self._bar = _bar()
+        self._bar.start()
+        self._task = self._bar.add_task("train", total=None, note="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, steps: int, text: str) -> None:
+        self._bar.update(self._task, completed=step, total=steps, note=text)
+        if self._bar.disable and (step % self.every == 0 or step == steps):
+            say(f"train: step {step} of {steps}, {text}")
+
+    def warn(self, text: str) -> None:
+        say(f"warning: {text}")

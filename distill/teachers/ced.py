@@ -1,0 +1,46 @@
+"""CED checkpoints as teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ced_edge.checkpoint import load_model
+from ced_edge.errors import InputError
+from ced_edge.model import CED
+from ced_edge.spec import N_CLASSES
+from distill.teachers.base import BoolArray, pad_short
+
+
+class CedTeacher:
+    """A CED model at 16 kHz. Longer input is heard in chunks, each weighted by the samples it holds."""
+
+    def __init__(self, model: CED, name: str, sha256: str, device: torch.device) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.device = device
+        self.rate_hz = model.spec.frontend.rate_hz
+        self.min_samples = model.spec.min_samples
+        self.known: BoolArray = np.ones(N_CLASSES, np.bool_)
+        self.model = model.eval().to(device)
+
+    @torch.inference_mode()
+    def __call__(self, wave: Tensor) -> Tensor:
+        wave = pad_short(wave, self.min_samples)
+        chunks = wave.split(self.model.spec.max_samples, dim=1)
+        total = torch.zeros(wave.shape[0], N_CLASSES, device=wave.device)
+        for chunk in chunks:
+            weight = chunk.shape[1] / wave.shape[1]
+            total += weight * torch.sigmoid(self.model(pad_short(chunk, self.min_samples)))
+        return total
+
+
+def load_ced(source: str | Path, name: str, sha256: str, device: torch.device) -> CedTeacher:
+    """A CED teacher from a checkpoint file. Raises InputError when it is none, or not over AudioSet's classes."""
+    model = load_model(source)
+    if model.spec.n_classes != N_CLASSES:
+        raise InputError(f"{source} has {model.spec.n_classes} classes, not AudioSet's {N_CLASSES}")
+    return CedTeacher(model, name, sha256, device)

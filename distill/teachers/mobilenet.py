@@ -1,0 +1,229 @@
+"""EfficientAT MobileNets (arXiv 2211.04772) of any width, from their published checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ced_edge.errors import InputError
+from ced_edge.spec import N_CLASSES
+from distill.teachers.base import BoolArray, pad_short
+
+RATE_HZ = 32_000
+N_FFT = 1024
+WINDOW = 800
+"""Samples of the Hann window: 25 ms."""
+HOP = 320
+N_MELS = 128
+F_MAX_HZ = 15_000.0
+MIN_SAMPLES = RATE_HZ // 2
+"""Shorter clips are zero-padded to half a second: the network halves time five times."""
+
+
+class Row(NamedTuple):
+    """One inverted-residual block of MobileNetV3-Large (arXiv 1905.02244, table 1), widths before scaling."""
+
+    kernel: int
+    expanded: int
+    out: int
+    squeeze: bool
+    hard_swish: bool
+    stride: int
+
+
+ROWS = tuple(
+    Row(*r)
+    for r in (
+        (3, 16, 16, False, False, 1),
+        (3, 64, 24, False, False, 2),
+        (3, 72, 24, False, False, 1),
+        (5, 72, 40, True, False, 2),
+        (5, 120, 40, True, False, 1),
+        (5, 120, 40, True, False, 1),
+        (3, 240, 80, False, True, 2),
+        (3, 200, 80, False, True, 1),
+        (3, 184, 80, False, True, 1),
+        (3, 184, 80, False, True, 1),
+        (3, 480, 112, True, True, 1),
+        (3, 672, 112, True, True, 1),
+        (5, 672, 160, True, True, 2),
+        (5, 960, 160, True, True, 1),
+        (5, 960, 160, True, True, 1),
+    )
+)
+STEM_WIDTH = 16
+HEAD_WIDTH = 1280
+
+
+def scaled(channels: float) -> int:
+    """Channels rounded to a multiple of 8, never below 90 % of what was asked."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
+
+
+def conv_bn(c_in: int, c_out: int, kernel: int, stride: int, groups: int, act: type[nn.Module]) -> nn.Sequential:
+    """Convolution without bias, BatchNorm (eps 1e-3), activation; named 0, 1, 2 as in the checkpoints."""
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out, eps=1e-3), act())
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gates from the mean over frequency and time: (B, C, F, T) -> (B, C, F, T)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = scaled(channels / 4)
+        layer = nn.Module()
+        layer.fc1 = nn.Linear(channels, hidden)
+        layer.fc2 = nn.Linear(hidden, channels)
+        self.conc_se_layers = nn.ModuleList([layer])
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.conc_se_layers[0]
+        gate = torch.sigmoid(layer.fc2(F.relu(layer.fc1(x.mean(dim=(2, 3))))))  # type: ignore[operator]
+        return x * gate[:, :, None, None]
+
+
+class Block(nn.Module):
+    """Expand, depthwise, squeeze-excite, project; residual where shapes allow."""
+
+    def __init__(self, row: Row, c_in: int, expanded: int, c_out: int) -> None:
+        super().__init__()
+        self.residual = row.stride == 1 and c_in == c_out
+        act: type[nn.Module] = nn.Hardswish if row.hard_swish else nn.ReLU
+        layers: list[nn.Module] = []
+        if expanded != c_in:
+            layers.append(conv_bn(c_in, expanded, 1, 1, 1, act))
+        layers.append(conv_bn(expanded, expanded, row.kernel, row.stride, expanded, act))
+        if row.squeeze:
+            layers.append(SqueezeExcite(expanded))
+        layers.append(conv_bn(expanded, c_out, 1, 1, 1, nn.Identity))
+        self.block = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.block(x)
+        return x + y if self.residual else y  # type: ignore[no-any-return]
+
+
+class MobileNet(nn.Module):
+    """Log-mel (B, 1, 128, T) -> logits (B, 527). `width` scales every channel count (mn04: 0.4)."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        c = scaled(STEM_WIDTH * width)
+        features: list[nn.Module] = [conv_bn(1, c, 3, 2, 1, nn.Hardswish)]
+        for row in ROWS:
+            c_out = scaled(row.out * width)
+            features.append(Block(row, c, scaled(row.expanded * width), c_out))
+            c = c_out
+        features.append(conv_bn(c, 6 * c, 1, 1, 1, nn.Hardswish))
+        self.features = nn.Sequential(*features)
+        hidden = scaled(HEAD_WIDTH * width)
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6 * c, hidden),
+            nn.Hardswish(),
+            nn.Identity(),  # dropout in training
+            nn.Linear(hidden, N_CLASSES),
+        )
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.classifier(self.features(mel))  # type: ignore[no-any-return]
+
+
+def kaldi_mel_filters() -> Tensor:
+    """Kaldi's triangles, 128 bins from 0 to 15,000 Hz: (128, 513). They are straight in mel, not in hertz."""
+
+    def mel(hz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hz / 700.0)
+
+    bins = mel(torch.arange(N_FFT // 2, dtype=torch.float64) * (RATE_HZ / N_FFT))
+    top = float(mel(torch.tensor(F_MAX_HZ, dtype=torch.float64)))
+    edges = torch.arange(N_MELS + 2, dtype=torch.float64) * (top / (N_MELS + 1))
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    filters = torch.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)).clamp(min=0.0)
+    return F.pad(filters, (0, 1)).float()  # Kaldi has no filter on the Nyquist bin
+
+
+class MobileNetFrontEnd(nn.Module):
+    """Waveform (B, samples) at 32 kHz -> log-mel (B, 128, T)."""
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(WINDOW, periodic=False), persistent=False)
+        self.register_buffer("filters", kaldi_mel_filters(), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        wave = wave[:, 1:] - 0.97 * wave[:, :-1]
+        spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, self.window, center=True, return_complex=True)
+        power = torch.view_as_real(spectrum).square().sum(-1)  # (B, 513, T)
+        mel = torch.matmul(self.filters, power)
+        return ((mel + 1e-5).log_() + 4.5) / 5.0
+
+
+def fold_batchnorm(model: nn.Module) -> None:
+    """Move every BatchNorm of an evaluated model into the convolution before it."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
+            module[0] = nn.utils.fuse_conv_bn_eval(module[0], module[1])  # type: ignore[type-var]
+            module[1] = nn.Identity()
+
+
+def is_mobilenet(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the keys of an EfficientAT MobileNet."""
+    return "features.0.0.weight" in state and "classifier.5.weight" in state
+
+
+def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
+    """A MobileNet of the width its weights have. Raises InputError naming `source` and what does not fit."""
+    hidden, classes = state["classifier.5.weight"].shape[1], state["classifier.5.weight"].shape[0]
+    if classes != N_CLASSES:
+        raise InputError(f"{source} has {classes} classes, not AudioSet's {N_CLASSES}: use an AudioSet checkpoint")
+    model = MobileNet(hidden / HEAD_WIDTH)
+    wanted = model.state_dict()
+    for key in sorted(wanted.keys() | state.keys()):
+        if key not in state or key not in wanted:
+            what = "lacks" if key not in state else "has an unexpected"
+            raise InputError(f"{source} is no EfficientAT MobileNet: it {what} {key}")
+        if wanted[key].shape != state[key].shape:
+            raise InputError(
+                f"{source} is no EfficientAT MobileNet of width {hidden / HEAD_WIDTH:g}: {key} has shape "
+                f"{tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
+            )
+    model.load_state_dict(dict(state))
+    return model
+
+
+class MobileNetTeacher:
+    """An EfficientAT MobileNet at 32 kHz; it hears a clip of any length whole."""
+
+    rate_hz = RATE_HZ
+    min_samples = MIN_SAMPLES
+
+    def __init__(self, model: MobileNet, name: str, sha256: str, device: torch.device) -> None:
+        self.name = name
+        self.sha256 = sha256
+        self.device = device
+        self.known: BoolArray = np.ones(N_CLASSES, np.bool_)
+        self.front_end = MobileNetFrontEnd().to(device)
+        self.model = model.eval()
+        fold_batchnorm(self.model)
+        self.model.to(device=device, memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def logits(self, wave: Tensor) -> Tensor:
+        """(B, samples) at 32 kHz -> (B, 527) logits."""
+        mel = self.front_end(pad_short(wave, self.min_samples))
+        return self.model(mel.unsqueeze(1).to(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(wave))

@@ -1,0 +1,152 @@
+"""Folders, tables and the published lists; every way a manifest can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ced_edge.errors import InputError
+from ced_edge.manifest import Clip, read_manifest
+
+
+def manifest(folder: Path, text: str, name: str = "m.csv") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_folder_is_walked_in_sorted_order(tmp_path: Path) -> None:
+    for name in ("b.WAV", "sub/a.opus", "a.mp3", "notes.txt", "sub/c.flac", "d.ogg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    clips = read_manifest(tmp_path)
+    assert [c.id for c in clips] == ["a.mp3", "b.WAV", "d.ogg", "sub/a.opus", "sub/c.flac"]
+    assert clips[3] == Clip("sub/a.opus", tmp_path / "sub" / "a.opus", None, None)
+
+
+def test_a_table_with_labels_group_and_split(tmp_path: Path) -> None:
+    text = (
+        "filename,labels,group,split,seconds\n"
+        'a.wav,74;75,dog,train,5\n\n"b, c.wav","Male speech, man speaking",,dev,5\nd.wav,,x,train,1\n'
+    )
+    path = manifest(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))
+    assert read_manifest(path) == [
+        Clip("a.wav", tmp_path / "a.wav", (74, 75), "dog"),
+        Clip("b, c.wav", tmp_path / "b, c.wav", (1,), None),
+        Clip("d.wav", tmp_path / "d.wav", None, "x"),
+    ]
+    assert [c.id for c in read_manifest(path, "train", Path("/data"))] == ["a.wav", "d.wav"]
+    assert read_manifest(path, "dev", Path("/data"))[0].path == Path("/data/b, c.wav")
+
+
+def test_tabs_are_found_by_content_not_by_suffix(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "labels\tfilename\n/m/09x0r,Music\ta.wav\n")
+    assert read_manifest(path) == [Clip("a.wav", tmp_path / "a.wav", (0, 137), None)]
+
+
+def test_the_published_ced_list_finds_audio_in_any_folder_and_format(tmp_path: Path) -> None:
+    (tmp_path / "balanced").mkdir()
+    (tmp_path / "balanced" / "Y--abc.flac").touch()
+    path = manifest(
+        tmp_path, "filename\tlabels\thdf5path\nY--abc.wav\t0;137\t/x/1.h5\nYgone.wav\t3\t/x/2.h5\n", "b.tsv"
+    )
+    assert read_manifest(path) == [
+        Clip("Y--abc.wav", tmp_path / "balanced" / "Y--abc.flac", (0, 137)),
+        Clip("Ygone.wav", tmp_path / "Ygone.wav", (3,)),  # packing will reject it as missing
+    ]
+
+
+def test_the_audioset_lists_find_cut_and_whole_files(tmp_path: Path) -> None:
+    for name, seconds in (
+        ("--aE2O5G5WE_0.wav", 1),
+        ("Y-0abc.flac", 10),
+        ("-1whole.ogg", 40),
+        ("-2both_30000_40000.wav", 1),
+        ("-2both_300.wav", 1),
+    ):
+        soundfile.write(tmp_path / name, np.zeros(seconds * 8_000), 8_000)
+    path = manifest(
+        tmp_path,
+        "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=5, num_segs=5\n"
+        "# YTID, start_seconds, end_seconds, positive_labels\n"
+        '--aE2O5G5WE, 0.000, 10.000, "/m/03fwl,/m/04rlf,/m/09x0r"\n'
+        '-0abc, 30.000, 40.000, "/m/04rlf"\n'
+        '-1whole, 20.000, 30.000, "/m/04rlf"\n'
+        '-2both, 30.000, 40.000, "/m/04rlf"\n'
+        '-3gone, 30.000, 40.000, "/m/04rlf"\n',
+    )
+    assert read_manifest(path) == [
+        Clip("--aE2O5G5WE", tmp_path / "--aE2O5G5WE_0.wav", (0, 95, 137)),
+        Clip("-0abc", tmp_path / "Y-0abc.flac", (137,)),
+        Clip("-1whole", tmp_path / "-1whole.ogg", (137,), None, 20.0, 30.0),
+        Clip("-2both", tmp_path / "-2both_30000_40000.wav", (137,)),
+        Clip("-3gone", tmp_path / "-3gone.wav", (137,)),
+    ]
+
+
+HEADER = "filename,labels,split\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "message"),
+    [
+        ("file,labels\na.wav,1\n", None, "has no `filename` column: its columns are file, labels"),
+        ("", None, "is empty: a manifest starts with a header"),
+        ("\n \n", None, "is empty: a manifest starts with a header"),
+        (HEADER, None, "lists no clips"),
+        (HEADER, "train", "lists no clips"),
+        (HEADER + "a.wav,1,train\n", "test", "has no row of split 'test': its splits are train"),
+        ("filename\na.wav\n", "train", "has no `split` column to take 'train' from: its columns are filename"),
+        (HEADER + "a.wav,1;600,train\n", None, "line 2: label 600 is out of range: the indices are 0 to 526"),
+        (HEADER + "a.wav,Dogg,train\n", None, "line 2: unknown label 'Dogg'"),
+        (HEADER + "a.wav,1,train\n\na.wav,2,dev\n", None, "line 4: 'a.wav' is already on line 2; names must differ"),
+        (HEADER + "a.wav,1,2,3,train\n", None, "line 2: 5 fields where the header has 3"),
+        (HEADER + ",1,train\n", None, "line 2: the file name is empty"),
+        (HEADER + '"a.wav,1,train\n', None, "line 2: not readable as a table"),
+        ("filename,filename\na,b\n", None, "has two columns of one name"),
+        ("# YTID, start_seconds\nabc, 10.0, 0.0, /m/04rlf\n", None, "line 2: expected YTID, start_seconds"),
+        ("# YTID, start_seconds\nabc, x, 0.0, /m/04rlf\n", None, "line 2: expected YTID, start_seconds"),
+        ("# YTID, start_seconds\nabc\n", None, "line 2: expected YTID, start_seconds"),
+        ("# YTID, start_seconds\nabc,0,10,/m/04rlf\n", "train", "AudioSet segments and has no splits"),
+        ("# YTID, start_seconds\n", None, "lists no clips"),
+    ],
+)
+def test_a_wrong_manifest_is_told_with_line_and_mend(
+    tmp_path: Path, text: str, split: str | None, message: str
+) -> None:
+    path = manifest(tmp_path, text)
+    with pytest.raises(InputError) as caught:
+        read_manifest(path, split)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_same_name_in_two_splits_is_fine_when_one_is_asked_for(tmp_path: Path) -> None:
+    path = manifest(tmp_path, HEADER + "a.wav,1,train\na.wav,2,dev\n")
+    assert [c.labels for c in read_manifest(path, "dev")] == [(2,)]
+
+
+def test_what_is_no_manifest_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such manifest or folder"):
+        read_manifest(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="no audio in"):
+        read_manifest(tmp_path)
+    (tmp_path / "a.wav").write_bytes(b"RIFF\xff\xfe\x80")
+    with pytest.raises(InputError, match="is no manifest: give a UTF-8 CSV or TSV"):
+        read_manifest(tmp_path / "a.wav")
+    with pytest.raises(InputError, match="is a folder and has no splits"):
+        read_manifest(tmp_path, "train")
+
+
+def test_the_real_manifests(shared: Path) -> None:
+    esc10 = read_manifest(shared / "audio" / "esc10.csv", "dev")
+    assert len(esc10) == 80
+    assert len({c.group for c in esc10}) == 10
+    assert all(c.path.exists() and c.labels for c in esc10)
+    pool = read_manifest(shared / "audio" / "pool.csv", "train")
+    assert len(pool) == 7_007
+    assert all(c.labels is None for c in pool)
