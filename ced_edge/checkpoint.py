@@ -59,8 +59,18 @@ def save_model(path: Path, model: CED, metadata: Mapping[str, Any]) -> None:
     text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in {**metadata, **own}.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_path(path) as p:
-        # Not safetensors' own writing: it hides the OSError of a full disk.
-        p.write_bytes(save(tensors, text))
+        # Not by safetensors' save_file: it hides the OSError of a full disk.
+        p.write_bytes(_sorted_metadata(save(tensors, text)))
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order, so that the same model is the same bytes: safetensors shuffles."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read_metadata(source: str | Path) -> dict[str, Any]:

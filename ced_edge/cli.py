@@ -18,7 +18,7 @@ COMMANDS = {
     "teachers": ("distill.cli:teachers", "List the teachers that are known, and fetch public ones."),
     "teach": ("distill.cli:teach", "Let the teachers answer every view of a pack, once, into a store."),
     "train": ("distill.cli:train", "Train a student from a pack and a store."),
-    "pretrain": ("distill.cli:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
+    "pretrain": ("distill.cli_pretrain:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
     "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
 }
 """Subcommand -> where it is, and the help that needs no import."""

@@ -28,7 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        if e.errno == errno.ENOSPC:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CedEdgeError(f"disk full while writing {path}: free some space and run again to go on") from e
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise CedEdgeError(f"cannot write {path}: {e.strerror}") from e

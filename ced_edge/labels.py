@@ -46,7 +46,7 @@ def find(text: str) -> int | None:
 def index_of(text: str) -> int:
     """Index of a class given as index, mid or (in any case) name. Raises InputError."""
     text = text.strip()
-    if text.lstrip("-").isdecimal():
+    if text.removeprefix("-").isdecimal():
         if not 0 <= int(text) < N_CLASSES:
             raise InputError(f"label {text} is out of range: the indices are 0 to {N_CLASSES - 1}")
         return int(text)

@@ -54,7 +54,10 @@ class TrainConfig:
             "optimizer": ("adamw", "muon"),
             "precision": ("auto", "fp32", "bf16"),
         }
-        get = lambda name: getattr(self, name)  # noqa: E731
+
+        def get(name: str) -> Any:
+            return getattr(self, name)
+
         problems = [f"{flag(n)} must be at least {low}, not {get(n)}" for n, low in at_least.items() if get(n) < low]
         problems += [f"{flag(n)} must be above 0, not {get(n)}" for n in above_zero if not get(n) > 0]
         problems += [f"{flag(n)} must be from 0 to below 1, not {get(n)}" for n in shares if not 0 <= get(n) < 1]
@@ -79,7 +82,8 @@ class TrainConfig:
             raise InputError(f"{origin}: unknown key {', '.join(unknown)}; there are {', '.join(known)}")
         for name, value in fields.items():
             kind = type(known[name].default)
-            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool) != (kind is bool):
+            kinds = (int, float) if kind is float else (kind,)
+            if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
                 raise InputError(f"{origin}: {name} must be a {kind.__name__}, not {value!r}")
         return cls(**fields)
 

@@ -111,7 +111,7 @@ class Views(IterableDataset[Batch]):
         self, stream: Stream, shard: int, clip: int, epoch: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
         now = self._load(stream, stream.pack.shards[shard], epoch)
-        view = draw(stream.recipe, epoch, clip, now.ids, stream.pack.rate_hz / 2)
+        view = draw(stream.recipe, epoch, clip, now.ids)
         wave = render(view, now.waves, now.rms, stream.pack.rate_hz)
         if stream.pack.rate_hz != stream.rate_hz:
             wave = soxr.resample(wave, stream.pack.rate_hz, stream.rate_hz)
@@ -119,7 +119,7 @@ class Views(IterableDataset[Batch]):
             return wave, now.target[clip], now.kept[clip]
         # Answers about clean clips: a mix is taken to hold what each of its clips holds.
         heard = [source.clip for source in view.sources]
-        return wave, now.target[heard].max(axis=0), now.kept[heard].any(axis=0)
+        return wave, now.target[heard].max(axis=0), np.asarray(now.kept[heard].any(axis=0))
 
     def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
         last = self._loaded

@@ -15,6 +15,14 @@ from ced_edge.errors import InputError
 from ced_edge.spec import N_CLASSES
 from distill.teachers.base import Teacher
 
+RESAMPLING = {
+    "resampling_method": "sinc_interp_kaiser",
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "beta": 14.769656459379492,
+}
+"""A sharp filter: with torchaudio's default one, images above the old Nyquist frequency reach the teachers."""
+
 
 class Ensemble:
     """Per class, the mean over the teachers that know it; 0 for a class that none knows.
@@ -32,6 +40,8 @@ class Ensemble:
         if len({t.device for t in teachers}) > 1:
             raise InputError("the teachers of an ensemble must be on one device")
         self.teachers = tuple(teachers)
+        # Some teachers hear a rate that is not their own by themselves, cheaper than by resampling.
+        self._hearing = [t.hearing(rate_hz) if hasattr(t, "hearing") else t for t in teachers]
         self.rate_hz = rate_hz
         self.device = teachers[0].device
         known = np.stack([t.known for t in teachers])  # (teachers, 527)
@@ -39,15 +49,15 @@ class Ensemble:
         weights = known / np.maximum(known.sum(axis=0), 1)
         self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)  # columns sum to 1 or 0
         self._resamplers = {
-            rate: torchaudio.transforms.Resample(rate_hz, rate).to(self.device)
-            for rate in sorted({t.rate_hz for t in teachers} - {rate_hz})
+            rate: torchaudio.transforms.Resample(rate_hz, rate, **RESAMPLING).to(self.device)
+            for rate in sorted({t.rate_hz for t in self._hearing} - {rate_hz})
         }
 
     @torch.inference_mode()
     def each(self, wave: Tensor) -> Tensor:
         """(B, samples) float32 at `rate_hz` -> every teacher's probabilities, (teachers, B, 527)."""
         waves = {rate: resample(wave) for rate, resample in self._resamplers.items()}
-        return torch.stack([t(waves.get(t.rate_hz, wave)) for t in self.teachers])
+        return torch.stack([t(waves.get(t.rate_hz, wave)) for t in self._hearing])
 
     @torch.inference_mode()
     def __call__(self, wave: Tensor) -> Tensor:

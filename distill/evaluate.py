@@ -236,8 +236,9 @@ def _load(clip: Clip, rate_hz: int) -> Float32 | str:
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """IEEE float32 on a GPU: cuDNN's default is TF32, and a reference must not depend on such a switch."""
-    cudnn: Any = torch.backends.cudnn  # its `conv` is made at run time, where no type checker sees it
-    switches = (cudnn.conv, torch.backends.cuda.matmul)
+    cudnn: Any = torch.backends.cudnn  # `conv` and `rnn` are made at run time, where no type checker sees it
+    # All of cuDNN at once: the older switches, which other code may read, refuse to answer for a half.
+    switches = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:

@@ -104,7 +104,7 @@ def _differences(found: Any, asked: Any) -> str:
     if not (isinstance(found, dict) and isinstance(asked, dict)):
         return ""
     names = sorted(k for k in found.keys() | asked.keys() if found.get(k) != asked.get(k))
-    return " (" + ", ".join(f"{k} {found.get(k)}, not {asked.get(k)}" for k in names) + ")"
+    return " (" + "; ".join(f"{k} {found.get(k)}, not {asked.get(k)}" for k in names) + ")"
 
 
 def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progress) -> tuple[list[Piece], list[_Reject]]:

@@ -167,9 +167,9 @@ def _stream(path: str, mend: str) -> Iterator[BinaryIO]:
     """A file or URL opened for reading front to back. Raises InputError with `mend` when it cannot be read."""
     try:
         if path.startswith(_URL_PREFIXES):
-            from webdataset import gopen  # pulls in torch, so only where it is needed
+            from webdataset.gopen import gopen  # pulls in torch, so only where it is needed
 
-            with contextlib.closing(gopen.gopen(path, "rb")) as remote:
+            with contextlib.closing(gopen(path, "rb")) as remote:
                 yield remote
         else:
             with Path(path).open("rb") as f:

@@ -1,9 +1,9 @@
 """The store: the ensemble's top-K answers for every view, one Parquet file per (shard, epoch).
 
 A row holds K class indices and K probabilities, largest first, and the sum of all the others (the tail). A probability
-is kept in 8 bits as round(255 sqrt(p)): fine where it is small, and at most 0.004 off at p = 1; the tail in 16. Rows are the shard's
-clips in order. A file is written under a temporary name and renamed, is never rewritten, and carries a hash of all
-that it was made from, so a store of other clips, views or teachers is refused.
+is kept in 8 bits as round(255 sqrt(p)): fine where it is small, and at most 0.004 off near p = 1; the tail in 16. Rows
+are the shard's clips in order. A file is written under a temporary name and renamed, is never rewritten, and carries a
+hash of all that it was made from, so a store of other clips, views or teachers is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def quantise(p: Float32) -> UInt8:
 
 def dequantise(q: UInt8) -> Float32:
     """The inverse of `quantise`: [0, 1]."""
-    return np.square(q.astype(np.float32) / np.float32(255.0))
+    return np.asarray(np.square(q.astype(np.float32) / np.float32(255.0)))
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,29 @@ class Store:
         view = "clean" if epoch == CLEAN_EPOCH else self.recipe.digest(epoch)
         return sha256_json({**self._identity(), "view": view, "shard": shard})
 
+    def check(self) -> bool:
+        """Whether `store.json` is there and holds all these epochs. Raises InputError naming what differs."""
+        if not (self.path / "store.json").exists():
+            return False
+        found = Store.open(self.path)
+        refuse_other(self._identity(), found._identity(), self.path)
+        if self.clean:
+            return True
+        have, want = ([s.recipe.seconds(e) for e in s.epochs] for s in (found, self))
+        if any(a != b for a, b in zip(have, want, strict=False)):
+            raise InputError(f"{self.path} is a store of other windows: choose another folder, or delete it")
+        return len(have) >= len(want)
+
     def create(self) -> None:
-        """Write `store.json`, or check the one that is there. Raises InputError naming what differs."""
+        """Write `store.json`, or check the one that is there, which may gain epochs and never loses any.
+
+        For one process at a time. Raises InputError naming what differs.
+        """
         file = self.path / "store.json"
-        header = {**self._identity(), "recipe": self.recipe.to_dict(), "format": 1, "version": __version__}
-        if file.exists():
-            refuse_other(self._identity(), Store.open(self.path)._identity(), self.path)
-            if read_json(file) == header:
-                return
-        write_json(file, header)
+        if not self.check():
+            _remove_leftovers(file)
+            header = {**self._identity(), "recipe": self.recipe.to_dict(), "format": 1, "version": __version__}
+            write_json(file, header)
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -135,18 +149,26 @@ class Store:
         file = path / "store.json"
         if not file.exists():
             raise InputError(f"no store at {path}: write one with `ced-edge teach`")
-        h = read_json(file)
-        if not isinstance(h, dict) or h.get("format") != 1:
-            raise InputError(f"{file} is no store header of format 1")
-        return cls(path, ViewRecipe.from_dict(h["recipe"]), h["teachers"], h["k"], h["pack"], h["clean"])
+        try:
+            h = read_json(file)
+            if h["format"] != 1:
+                raise InputError(f"{file} is of format {h['format']}, this program reads 1")
+            return cls(path, ViewRecipe.from_dict(h["recipe"]), h["teachers"], int(h["k"]), h["pack"], h["clean"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise InputError(f"{file} is no header of a store: choose another folder, or delete it") from e
 
     def file(self, epoch: int, shard: str) -> Path:
         """The path of one file of answers."""
         return self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}") / f"{shard}.parquet"
 
     def write(self, epoch: int, shard: str, answers: Answers) -> None:
-        """Write one file of answers, whole or not at all. The same answers always give the same bytes."""
+        """Write one file of answers, whole or not at all. The same answers always give the same bytes.
+
+        For one process at a time: what a killed one left of this file is removed. Raises CedEdgeError on a full disk.
+        """
         N, K = answers.index.shape
+        file = self.file(epoch, shard)
+        _remove_leftovers(file)
         table = pa.table(
             {
                 "clip": pa.array(np.arange(N, dtype=np.int32)),
@@ -156,7 +178,7 @@ class Store:
             }
         )
         with (
-            atomic_path(self.file(epoch, shard)) as temporary,
+            atomic_path(file) as temporary,
             pq.ParquetWriter(
                 temporary,
                 table.schema,
@@ -165,6 +187,7 @@ class Store:
                 use_dictionary=False,
                 write_statistics=False,
                 store_schema=False,
+                write_page_checksum=True,
                 column_encoding={
                     "clip": "DELTA_BINARY_PACKED",
                     "index.list.element": "BYTE_STREAM_SPLIT",
@@ -180,8 +203,11 @@ class Store:
         file = self.file(epoch, shard)
         if not file.exists():
             return False
-        metadata = _open_parquet(file).metadata.metadata or {}
-        if metadata.get(b"digest", b"").decode() != self.digest(epoch, shard):
+        try:
+            metadata = pq.read_metadata(file).metadata or {}
+        except _BROKEN as e:
+            raise _broken(file, e) from e
+        if metadata.get(b"digest") != self.digest(epoch, shard).encode():
             raise InputError(f"{file} holds answers about other clips, views or teachers: use another store folder")
         return True
 
@@ -191,19 +217,20 @@ class Store:
         if not self.done(epoch, shard):
             raise InputError(f"{file} is missing: `ced-edge teach` has not finished this store")
         try:
-            table = pq.read_table(file)
+            with pq.ParquetFile(file, page_checksum_verification=True) as f:
+                table = f.read()
             index = table["index"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint16)
             value = table["value"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint8)
             tail = table["tail"].to_numpy().astype(np.float32)
-        except (pa.ArrowException, KeyError, ValueError) as e:
-            raise InputError(f"{file} is broken ({e}): delete it and run `ced-edge teach` again") from e
-        if len(index) != clips or index.max(initial=0) >= N_CLASSES:
-            raise InputError(f"{file} does not hold {clips} answers over {N_CLASSES} classes: delete it and teach again")
+        except _BROKEN as e:
+            raise _broken(file, e) from e
+        if not len(index) == len(value) == len(tail) == clips or index.max(initial=0) >= N_CLASSES:
+            raise _broken(file, f"not {clips} answers over {N_CLASSES} classes")
         return Answers(index, dequantise(value), tail)
 
     def bytes(self) -> int:
         """Size of all files of the store."""
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file() and not f.name.startswith("."))
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
 
 def refuse_other(wanted: dict[str, Any], found: dict[str, Any], path: Path) -> None:
@@ -217,8 +244,15 @@ def _fixed(values: NDArray[Any], kind: pa.DataType, k: int) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), k)
 
 
-def _open_parquet(file: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(file)
-    except (pa.ArrowException, OSError) as e:
-        raise InputError(f"{file} is broken ({e}): delete it and run `ced-edge teach` again") from e
+_BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, AttributeError)
+"""What reading a damaged Parquet file may raise."""
+
+
+def _broken(file: Path, why: object) -> InputError:
+    return InputError(f"{file} is broken ({why}): delete it and run `ced-edge teach` again")
+
+
+def _remove_leftovers(file: Path) -> None:
+    """Remove what killed processes left of `file` under its temporary names, see `atomic_path`."""
+    for temporary in file.parent.glob(f".{file.name}.*.tmp"):
+        temporary.unlink(missing_ok=True)

@@ -7,6 +7,8 @@ sometimes a room), over a background of coloured noise. `write_dataset` writes t
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -184,13 +186,17 @@ def write_dataset(
 def _write_clip(
     folder: Path, index: int, seed: int, seconds: float, rate_hz: int, split: str
 ) -> tuple[str, str, str, str]:
+    """Write one clip and return its row of the manifest."""
     wave, labels = synthesise(index, seed, seconds, rate_hz)
     recipes = recipes_of(index, seed)
-    name = f"clips/{split}-{index:06d}.flac"
+    path = folder / "clips" / f"{split}-{index:06d}.flac"
+    flac = io.BytesIO()
+    soundfile.write(flac, wave, rate_hz, subtype="PCM_16", format="FLAC")
     try:
-        soundfile.write(folder / name, wave, rate_hz, subtype="PCM_16", format="FLAC")
-        if not (folder / name).stat().st_size:
-            raise OSError("nothing was written")
-    except (OSError, soundfile.LibsndfileError) as e:
-        raise CedEdgeError(f"cannot write {folder / name}: {e}; is the disk full? Run again to start over") from e
-    return name, ";".join(map(str, labels)), recipes[0].name if len(recipes) == 1 else "", split
+        # Not atomic_path: its fsync for every clip would take longer than the synthesis.
+        path.write_bytes(flac.getbuffer())
+    except OSError as e:
+        full = e.errno == errno.ENOSPC
+        raise CedEdgeError(f"{'disk full while writing' if full else 'cannot write'} {path}: {e.strerror}") from e
+    group = recipes[0].name if len(recipes) == 1 else ""
+    return str(path.relative_to(folder).as_posix()), ";".join(map(str, labels)), group, split

@@ -57,7 +57,7 @@ T3_CADENCE_S = (0.5, 0.5, 0.5, 0.5, 0.5, 1.5)
 
 def sine_wave(rng: Generator, samples: int, rate_hz: int) -> Wave:
     """One steady sine, kept away from 350 to 480 Hz, where it would be a dial tone."""
-    hz = log_uniform(rng, 150, 340) if rng.uniform() < 0.25 else log_uniform(rng, 500, 4000)
+    hz = log_uniform(rng, 150, 340) if rng.uniform() < 0.25 else log_uniform(rng, 500, min(4000, 0.42 * rate_hz))
     return sine(cycles(rng, hz, samples, rate_hz)) * held(rng, samples, rate_hz)
 
 
@@ -211,7 +211,9 @@ BELL_RATIOS = (1.0, 2.0, 2.4, 3.0, 4.5)
 
 def ding(rng: Generator, samples: int, rate_hz: int) -> Wave:
     """A small piece of metal struck once to three times."""
-    one = strike(rng, log_uniform(rng, 1200, 4200), log_uniform(rng, 0.15, 0.8), rate_hz, BAR_RATIOS)
+    one = strike(
+        rng, log_uniform(rng, 1200, min(4200, 0.4 * rate_hz)), log_uniform(rng, 0.15, 0.8), rate_hz, BAR_RATIOS
+    )
     wave = np.zeros(samples)
     t = rng.uniform(0.0, 0.35) * samples / rate_hz
     for _ in range(rng.integers(1, 4)):

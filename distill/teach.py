@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,14 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ced_edge.errors import InputError
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.spec import N_CLASSES
 from distill.ensemble import Ensemble
 from distill.shards import Pack, PackedClip, Shard, read_shard
 from distill.store import CLEAN_EPOCH, Answers, Store
 from distill.teachers import TeacherSpec, load_teachers
 from distill.views import INT16_SCALE, clip_rms, draw, render
+from distill.workers import in_order, pool_of
 
 Progress = Callable[[int], None]
+Unit = tuple[Shard, int]
+"""A shard and an epoch: what is answered, and stored, as a whole."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Job:
     store: Store
     teachers: tuple[TeacherSpec, ...]
     device: str = "cpu"
+    """Under torchrun `cuda` is the GPU of the rank."""
     batch_seconds: float = 160.0
     """Audio per call of the ensemble."""
 
@@ -38,22 +44,28 @@ class Classroom:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.ensemble = Ensemble(load_teachers(job.teachers, job.device), job.pack.rate_hz)
+        self.device = local_device(job.device)
+        self.ensemble = Ensemble(load_teachers(job.teachers, self.device), job.pack.rate_hz)
         self._shard: tuple[str, list[PackedClip], list[float]] | None = None
 
     def answer(self, shard: Shard, epoch: int) -> int:
-        """Answer all views of one (shard, epoch) and store them. Returns the number of views."""
+        """Answer all views of one (shard, epoch) and store them. Returns the number of views.
+
+        Raises CedEdgeError when a teacher's answer is no number.
+        """
         store = self.job.store
-        if not store.done(epoch, shard.name):
-            clips, rms = self._read(shard)
-            batches = [self.ensemble_numpy(batch) for batch in self._batches(clips, rms, epoch)]
-            store.write(epoch, shard.name, Answers.top_k(np.concatenate(batches), store.k))
+        clips, rms = self._read(shard)
+        answers = np.concatenate([self.ensemble_numpy(batch) for batch in self._batches(clips, rms, epoch)])
+        if not np.isfinite(answers).all():
+            clip = clips[int(np.isnan(answers).any(axis=1).argmax())].id
+            raise CedEdgeError(f"the teachers answer NaN for clip {clip} of {shard.name}: check their files")
+        store.write(epoch, shard.name, Answers.top_k(answers, store.k))
         return shard.clips
 
     def ensemble_numpy(self, waves: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Equally long waves -> probabilities (B, 527)."""
         with torch.inference_mode():
-            wave = torch.from_numpy(np.stack(waves)).to(self.job.device)
+            wave = torch.from_numpy(np.stack(waves)).to(self.device)
             return self.ensemble(wave).float().cpu().numpy()
 
     def _batches(
@@ -67,7 +79,7 @@ class Classroom:
         ids, waves = [clip.id for clip in clips], [clip.wave for clip in clips]
         size = max(1, int(self.job.batch_seconds / recipe.seconds(epoch)))
         for start in range(0, len(clips), size):
-            views = (draw(recipe, epoch, i, ids, rate_hz / 2) for i in range(start, min(start + size, len(clips))))
+            views = (draw(recipe, epoch, i, ids) for i in range(start, min(start + size, len(clips))))
             yield [render(view, waves, rms, rate_hz) for view in views]
 
     def _read(self, shard: Shard) -> tuple[list[PackedClip], list[float]]:
@@ -77,59 +89,87 @@ class Classroom:
         return self._shard[1], self._shard[2]
 
 
-def units(job: Job) -> list[tuple[Shard, int]]:
-    """All (shard, epoch) pairs, a shard's epochs together so that it is read once; this rank's share under torchrun."""
+def local_device(device: str) -> str:
+    """`cuda` as this rank's own GPU under torchrun; any other device as it is."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def units(job: Job) -> list[Unit]:
+    """All (shard, epoch) pairs, a shard's epochs together so that it is read once; this rank's shards under torchrun."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return [(shard, epoch) for shard in job.pack.shards for epoch in job.store.epochs][rank::world]
+    return [(shard, epoch) for shard in job.pack.shards[rank::world] for epoch in job.store.epochs]
 
 
 def teach(job: Job, workers: int = 1, progress: Progress | None = None) -> None:
     """Fill the store; goes on where an earlier run stopped.
 
     On the CPU every worker is a process of one thread, so that the answers, and the files to the byte, do not hang
-    on the number of cores. Under torchrun each rank takes its share. Raises InputError when the store is of other
-    clips, views or teachers.
+    on the number of cores. Under torchrun each rank takes its share of the shards. Raises InputError when the store
+    is of other clips, views or teachers.
     """
-    if job.store.pack != job.pack.hash:
-        raise InputError(f"{job.store.path} is a store of another pack: choose another folder, or delete it")
-    job.store.create()
-    todo = [(shard, epoch) for shard, epoch in units(job) if not _report(job, shard, epoch, progress)]
+    report = progress or (lambda _: None)
+    _open(job.pack, job.store)
+    todo = []
+    for shard, epoch in units(job):
+        if job.store.done(epoch, shard.name):
+            report(shard.clips)
+        else:
+            todo.append((shard, epoch))
+    workers = min(workers, len(todo)) if job.device == "cpu" else 1
     if not todo:
         return
-    if workers <= 1 or job.device != "cpu":
-        _start(job)
-        for unit in todo:
-            n = _answer(unit)
-            if progress:
-                progress(n)
+    if workers <= 1:
+        with _threads(1 if job.device == "cpu" else torch.get_num_threads()):
+            classroom = _classroom(job)
+            for shard, epoch in todo:
+                report(classroom.answer(shard, epoch))
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(min(workers, len(todo)), initializer=_start, initargs=(job,)) as pool:
-        for n in pool.imap_unordered(_answer, todo):
-            if progress:
-                progress(n)
+    with pool_of(workers) as pool:
+        for clips in in_order(pool, _answer, ((job, unit) for unit in todo), ahead=2 * workers):
+            report(clips)
 
 
-def _report(job: Job, shard: Shard, epoch: int, progress: Progress | None) -> bool:
-    done = job.store.done(epoch, shard.name)
-    if done and progress:
-        progress(shard.clips)
-    return done
+def _open(pack: Pack, store: Store) -> None:
+    """Make the store, or check that it is of this pack. Of several ranks only the first one writes the header."""
+    if store.pack != pack.hash:
+        raise InputError(f"{store.path} is a store of another pack: choose another folder, or delete it")
+    if os.environ.get("RANK", "0") == "0":
+        store.create()
+    else:
+        store.check()
 
 
-_classroom: Classroom | None = None
+@contextlib.contextmanager
+def _threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _start(job: Job) -> None:
-    global _classroom
-    if job.device == "cpu":
+def _classroom(job: Job) -> Classroom:
+    classroom = Classroom(job)
+    if classroom.ensemble.describe() != job.store.teachers:
+        names = ", ".join(t["name"] for t in classroom.ensemble.describe())
+        raise InputError(f"{job.store.path} is a store of other teachers than these {names}: choose another folder")
+    return classroom
+
+
+_mine: Classroom | None = None
+"""A worker process's own."""
+
+
+def _answer(work: tuple[Job, Unit]) -> int:
+    global _mine
+    job, (shard, epoch) = work
+    if _mine is None:
+        # What a unit has done can be done again: Ctrl-C need not wait for its end.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         torch.set_num_threads(1)
-    _classroom = Classroom(job)
-
-
-def _answer(unit: tuple[Shard, int]) -> int:
-    assert _classroom is not None
-    return _classroom.answer(*unit)
+        _mine = _classroom(job)
+    return _mine.answer(shard, epoch)
 
 
 def teach_labels(pack: Pack, store: Store) -> None:
@@ -138,12 +178,12 @@ def teach_labels(pack: Pack, store: Store) -> None:
     Only this function reads labels; training sees a store like any other. Raises InputError on a clip without labels
     or with more than K of them.
     """
-    store.create()
+    _open(pack, store)
     for shard in pack.shards:
         if store.done(CLEAN_EPOCH, shard.name):
             continue
         clips = read_shard(pack, shard)
-        probabilities = np.zeros((len(clips), 527), np.float32)
+        probabilities = np.zeros((len(clips), N_CLASSES), np.float32)
         for row, clip in zip(probabilities, clips, strict=True):
             if not clip.labels or len(clip.labels) > store.k:
                 raise InputError(f"clip {clip.id} has {len(clip.labels or ())} labels: teaching takes 1 to {store.k}")

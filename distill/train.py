@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ced_edge.checkpoint import save_model
 from ced_edge.errors import CedEdgeError, InputError
@@ -51,7 +51,7 @@ def train(
     torch.manual_seed(config.seed)
     model = init or new_student(stream.store, stream, config)
     optimizers = make_optimizers(model, config)
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=warm_ema(config.ema), use_buffers=True)
     steps = config.steps or total_steps(stream, config)
     recipe = {"train": config.to_dict(), "views": stream.recipe.to_dict(), "store": stream.store.to_dict(), "steps": steps}
     step = _resume(run / STATE_NAME, model, averaged, optimizers, recipe)
@@ -62,13 +62,13 @@ def train(
     def save(step: int) -> None:
         if fabric.is_global_zero:
             state = {"step": step, "model": model.state_dict(), "averaged": averaged.state_dict(), "recipe": recipe}
-            _save_state(run / STATE_NAME, {**state, "optimizers": [o.state_dict() for o in optimizers]})
+            save_state(run / STATE_NAME, {**state, "optimizers": [o.state_dict() for o in optimizers]})
             save_model(run / MODEL_NAME, averaged.module if config.ema else model, {"recipe": recipe, "step": step})
 
     batches = iter(loader(stream, first=step, workers=config.workers) if step < steps else ())
     saved = time.monotonic()
     student.train()
-    with _stop_politely() as stop, _memory_errors(config.batch), log:
+    with stop_politely() as stop, memory_errors(config.batch), log:
         while step < steps:
             batch = Batch(*(t.to(fabric.device, non_blocking=True) for t in next(batches)))
             lr = config.lr * schedule(step, steps, config.warmup)
@@ -166,6 +166,21 @@ def make_optimizers(model: CED, config: TrainConfig) -> list[torch.optim.Optimiz
     return optimizers
 
 
+def warm_ema(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Exponential average of weights whose decay rises as (1 + n) / (10 + n): early weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged: Any, current: Any, n: Any) -> None:
+        weight = 1.0 - min(decay, (1.0 + float(n)) / (10.0 + float(n)))
+        # Called with lists of one type: weights and statistics, or BatchNorm's count of batches.
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return update
+
+
 def schedule(step: int, steps: int, warmup: float) -> float:
     """Share of the highest learning rate: a linear rise, then half a cosine down to 0."""
     rise = max(1, round(warmup * steps))
@@ -183,7 +198,7 @@ def time_offset(model: CED, batch: Batch, step: int, config: TrainConfig) -> int
     return int(np.random.Philox(key=[config.seed, step]).random_raw() % (free + 1))
 
 
-def _save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: dict[str, Any]) -> None:
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
@@ -208,7 +223,7 @@ def _resume(
 
 
 @contextlib.contextmanager
-def _stop_politely() -> Iterator[list[int]]:
+def stop_politely() -> Iterator[list[int]]:
     """A list that is no longer empty once Ctrl-C or a termination was asked for: the step is finished first."""
     asked: list[int] = []
 
@@ -230,7 +245,7 @@ def _stop_politely() -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _memory_errors(batch: int) -> Iterator[None]:
+def memory_errors(batch: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, RuntimeError) as e:

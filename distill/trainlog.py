@@ -30,6 +30,8 @@ class Reporter(Protocol):
 class TrainLog:
     """`log.csv` and `tensorboard/` of a run; on resumption lines from later steps are dropped."""
 
+    fields: tuple[str, ...] = FIELDS
+
     def __init__(self, run: Path, step: int, steps: int, reporter: Reporter | None) -> None:
         self.run, self.steps, self.reporter = run, steps, reporter
         self._then, self._last = time.monotonic(), step
@@ -43,7 +45,7 @@ class TrainLog:
 
         rows = [row for row in read_log(self.run) if row["step"] <= self._first]
         self._file = (self.run / LOG_NAME).open("w", newline="")
-        self._csv = csv.DictWriter(self._file, FIELDS)
+        self._csv = csv.DictWriter(self._file, self.fields)
         self._csv.writeheader()
         self._csv.writerows(rows)
         self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self._first)
@@ -66,14 +68,24 @@ class TrainLog:
         self._file.flush()
         for name, value in row.items():
             self._board.add_scalar(name, value, step)
-        text = f"loss {row['loss']:.4f}, spread {row['spread']:.3f} of {row['teacher_spread']:.3f}, {rate:.0f} clips/s"
-        self.reporter.update(step, self.steps, text)
-        if row["spread"] < PLATEAU * row["teacher_spread"] and step > 0.2 * self.steps and not self._warned:
+        self.reporter.update(step, self.steps, f"{self.describe(row)}, {rate:.0f} clips/s")
+        warning = self.watch(row)
+        if warning and step > 0.2 * self.steps and not self._warned:
             self._warned = True
-            self.reporter.warn(
-                f"step {step}: predictions are nearly the same for every clip (spread {row['spread']:.3f}, the "
-                f"teachers' is {row['teacher_spread']:.3f}): the cold-start plateau; raise --kl or start with --init"
-            )
+            self.reporter.warn(f"step {step}: {warning}")
+
+    def describe(self, row: dict[str, float]) -> str:
+        """A line in words."""
+        return f"loss {row['loss']:.4f}, spread {row['spread']:.3f} of {row['teacher_spread']:.3f}"
+
+    def watch(self, row: dict[str, float]) -> str:
+        """What is wrong with a line, if it goes on after the start; else nothing."""
+        if row["spread"] >= PLATEAU * row["teacher_spread"]:
+            return ""
+        return (
+            f"predictions are nearly the same for every clip (spread {row['spread']:.3f}, the "
+            f"teachers' is {row['teacher_spread']:.3f}): the cold-start plateau; raise --kl or start with --init"
+        )
 
 
 def read_log(run: Path) -> list[dict[str, float]]:

@@ -26,6 +26,8 @@ Int16 = NDArray[np.int16]
 
 INT16_SCALE = np.float32(1.0 / 32768.0)
 """int16 sample -> [-1, 1)."""
+MEL_AXIS_HZ = 8_000.0
+"""Top of the mel axis that frequency masks are drawn on: the student's, whatever the rate of the audio."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class ViewRecipe:
             problems.append("time_mask and freq_mask_mels are shares, from 0 to below 1")
         if not 1 <= len(self.mix) <= 6 or min(self.mix) < 0.0 or not math.isclose(sum(self.mix), 1.0, abs_tol=1e-6):
             problems.append("mix must hold 1 to 6 chances that sum to 1")
-        if self.gain_db[0] > self.gain_db[1] or self.mix_db[0] > self.mix_db[1]:
-            problems.append("gain_db and mix_db are (lowest, highest)")
+        if not all(-60.0 <= low <= high <= 60.0 for low, high in (self.gain_db, self.mix_db)):
+            problems.append("gain_db and mix_db are (lowest, highest), from -60 to 60 dB")
         if problems:
             raise InputError("view recipe: " + "; ".join(problems))
 
@@ -90,12 +92,14 @@ class ViewRecipe:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ViewRecipe:
-        """The inverse of `to_dict`. Raises InputError on unknown keys."""
+        """The inverse of `to_dict`. Raises InputError on unknown keys and wrong types."""
         unknown = set(fields) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise InputError(f"view recipe: unknown key {', '.join(sorted(unknown))}")
-        tupled = {k: _tupled(v) for k, v in fields.items()}
-        return cls(**tupled)
+        try:
+            return cls(**{k: _tupled(v) for k, v in fields.items()})
+        except (TypeError, ValueError) as e:
+            raise InputError(f"view recipe: a field is of the wrong kind ({e})") from e
 
 
 def _tupled(value: Any) -> Any:
@@ -147,7 +151,7 @@ class _Uniform:
         return low + (high - low) * ((self.words.pop() >> 11) * 2.0**-53)
 
 
-def draw(recipe: ViewRecipe, epoch: int, clip: int, clip_ids: Sequence[str], nyquist_hz: float = 8_000.0) -> View:
+def draw(recipe: ViewRecipe, epoch: int, clip: int, clip_ids: Sequence[str]) -> View:
     """The view of clip `clip` of a shard (its clips' ids in shard order) in an epoch."""
     u = _Uniform(f"{recipe.seed}|{epoch}|{clip_ids[clip]}")
     gain_db = u(*recipe.gain_db)
@@ -159,7 +163,7 @@ def draw(recipe: ViewRecipe, epoch: int, clip: int, clip_ids: Sequence[str], nyq
     freq_mask_hz = (0.0, 0.0)
     masked, width, place = u() < recipe.mask_probability, u(0.0, recipe.freq_mask_mels), u()
     if masked:
-        top = float(hz_to_mel(nyquist_hz))
+        top = float(hz_to_mel(MEL_AXIS_HZ))
         low, high = mel_to_hz(place * (1.0 - width) * top), mel_to_hz((place * (1.0 - width) + width) * top)
         freq_mask_hz = (float(low), float(high))
     sources = [Source(clip, u() if recipe.shift else 0.0, 0.0)]

@@ -7,7 +7,7 @@ import math
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
@@ -19,6 +19,7 @@ N_CLASSES = 3
 shapes = st.tuples(st.integers(1, 30), st.just(N_CLASSES))
 
 
+@settings(deadline=None)
 @given(data=st.data(), shape=shapes, ties=st.booleans())
 def test_average_precision_is_scikit_learns(data: st.DataObject, shape: tuple[int, int], ties: bool) -> None:
     targets = data.draw(hnp.arrays(bool, shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ced_edge.windows import chunks, n_full, times_s
@@ -11,6 +11,7 @@ from ced_edge.windows import chunks, n_full, times_s
 sizes = st.integers(1, 50).flatmap(lambda chunk: st.tuples(st.just(chunk), st.integers(1, chunk)))
 
 
+@settings(deadline=None)
 @given(samples=st.integers(0, 300), size=sizes)
 def test_every_sample_is_covered_and_only_the_tail_is_short(samples: int, size: tuple[int, int]) -> None:
     chunk, hop = size
@@ -23,6 +24,7 @@ def test_every_sample_is_covered_and_only_the_tail_is_short(samples: int, size: 
     assert len(windows) < 2 or windows[-2][1] < samples
 
 
+@settings(deadline=None)
 @given(samples=st.integers(0, 300), chunk=st.integers(1, 50))
 def test_consecutive_chunks_hold_each_sample_once(samples: int, chunk: int) -> None:
     windows = chunks(samples, chunk)
@@ -30,6 +32,7 @@ def test_consecutive_chunks_hold_each_sample_once(samples: int, chunk: int) -> N
     assert len(windows) == -(-samples // chunk)
 
 
+@settings(deadline=None)
 @given(samples=st.integers(0, 300), size=sizes)
 def test_a_stream_sees_the_same_windows_as_they_fill(samples: int, size: tuple[int, int]) -> None:
     chunk, hop = size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ N_MELS = 128
 F_MAX_HZ = 15_000.0
 MIN_SAMPLES = RATE_HZ // 2
 """Shorter clips are zero-padded to half a second: the network halves time five times."""
+CPU_SECONDS = 80
+"""Seconds of audio that a CPU takes through the network at once."""
 
 
 class Row(NamedTuple):
@@ -66,10 +69,10 @@ def scaled(channels: float) -> int:
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
-def conv_bn(c_in: int, c_out: int, kernel: int, stride: int, groups: int, act: type[nn.Module]) -> nn.Sequential:
+def conv_bn(c_in: int, c_out: int, kernel: int, stride: int, groups: int, act: nn.Module) -> nn.Sequential:
     """Convolution without bias, BatchNorm (eps 1e-3), activation; named 0, 1, 2 as in the checkpoints."""
     conv = nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(c_out, eps=1e-3), act())
+    return nn.Sequential(conv, nn.BatchNorm2d(c_out, eps=1e-3), act)
 
 
 class SqueezeExcite(nn.Module):
@@ -86,7 +89,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.conc_se_layers[0]
         gate = torch.sigmoid(layer.fc2(F.relu(layer.fc1(x.mean(dim=(2, 3))))))  # type: ignore[operator]
-        return x * gate[:, :, None, None]
+        return x.mul_(gate[:, :, None, None])
 
 
 class Block(nn.Module):
@@ -95,33 +98,36 @@ class Block(nn.Module):
     def __init__(self, row: Row, c_in: int, expanded: int, c_out: int) -> None:
         super().__init__()
         self.residual = row.stride == 1 and c_in == c_out
-        act: type[nn.Module] = nn.Hardswish if row.hard_swish else nn.ReLU
+        act: nn.Module = nn.Hardswish(inplace=True) if row.hard_swish else nn.ReLU(inplace=True)
         layers: list[nn.Module] = []
         if expanded != c_in:
             layers.append(conv_bn(c_in, expanded, 1, 1, 1, act))
         layers.append(conv_bn(expanded, expanded, row.kernel, row.stride, expanded, act))
         if row.squeeze:
             layers.append(SqueezeExcite(expanded))
-        layers.append(conv_bn(expanded, c_out, 1, 1, 1, nn.Identity))
+        layers.append(conv_bn(expanded, c_out, 1, 1, 1, nn.Identity()))
         self.block = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.block(x)
-        return x + y if self.residual else y  # type: ignore[no-any-return]
+        return y.add_(x) if self.residual else y  # type: ignore[no-any-return]
 
 
 class MobileNet(nn.Module):
-    """Log-mel (B, 1, 128, T) -> logits (B, 527). `width` scales every channel count (mn04: 0.4)."""
+    """Log-mel (B, 1, 128, T) -> logits (B, 527). `width` scales every channel count (mn04: 0.4).
+
+    For inference only: it works in place, which halves the time on a CPU.
+    """
 
     def __init__(self, width: float) -> None:
         super().__init__()
         c = scaled(STEM_WIDTH * width)
-        features: list[nn.Module] = [conv_bn(1, c, 3, 2, 1, nn.Hardswish)]
+        features: list[nn.Module] = [conv_bn(1, c, 3, 2, 1, nn.Hardswish(inplace=True))]
         for row in ROWS:
             c_out = scaled(row.out * width)
             features.append(Block(row, c, scaled(row.expanded * width), c_out))
             c = c_out
-        features.append(conv_bn(c, 6 * c, 1, 1, 1, nn.Hardswish))
+        features.append(conv_bn(c, 6 * c, 1, 1, 1, nn.Hardswish(inplace=True)))
         self.features = nn.Sequential(*features)
         hidden = scaled(HEAD_WIDTH * width)
         self.classifier = nn.Sequential(
@@ -165,9 +171,47 @@ class MobileNetFrontEnd(nn.Module):
     def forward(self, wave: Tensor) -> Tensor:
         wave = wave[:, 1:] - 0.97 * wave[:, :-1]
         spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, self.window, center=True, return_complex=True)
-        power = torch.view_as_real(spectrum).square().sum(-1)  # (B, 513, T)
+        return self.log_mel(spectrum)
+
+    def log_mel(self, spectrum: Tensor) -> Tensor:
+        """Complex spectrum (B, bins, T) -> log-mel (B, 128, T), scaled as the network expects."""
+        power = spectrum.real.square().add_(spectrum.imag.square())
         mel = torch.matmul(self.filters, power)
-        return ((mel + 1e-5).log_() + 4.5) / 5.0
+        return mel.add_(1e-5).log_().add_(4.5).div_(5.0)
+
+
+class HalfRateFrontEnd(MobileNetFrontEnd):
+    """Waveform (B, samples) at 16 kHz -> the log-mel (B, 128, T) of the same sound at 32 kHz, at a third of the cost.
+
+    Sound at 16 kHz has nothing above 8 kHz, so the FFT can be half as long: of the pre-emphasised signal
+    y[n] = x[n + 1] - 0.97 x[n] at 32 kHz only the even samples are needed, of the window the even ones too, and the
+    spectrum up to 8 kHz is half as large. x[n + 1] at an even n lies midway between two samples of the input; a
+    windowed sinc gives it. That filter and the pre-emphasis are one matrix product over blocks.
+    """
+
+    blocks: Tensor
+
+    TAPS = 128
+    BLOCK = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window = self.window[::2].contiguous()
+        self.filters = self.filters[:, : N_FFT // 4 + 1] * 4.0  # power of a spectrum half as large
+        t = torch.arange(self.TAPS, dtype=torch.float64) - (self.TAPS - 1) / 2  # to the samples, from midway
+        taps = torch.sinc(t) * torch.kaiser_window(self.TAPS, periodic=False, beta=9.0, dtype=torch.float64)
+        taps[self.TAPS // 2 - 1] -= 0.97
+        columns = [F.pad(taps, (i, self.BLOCK - 1 - i)) for i in range(self.BLOCK)]
+        self.register_buffer("blocks", torch.stack(columns, dim=1).float(), persistent=False)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        B, samples = wave.shape
+        n = -(-samples // self.BLOCK)
+        before = self.TAPS // 2 - 1
+        padded = F.pad(wave, (before, n * self.BLOCK - samples + self.TAPS - 1 - before))
+        y = (padded.unfold(1, self.TAPS + self.BLOCK - 1, self.BLOCK) @ self.blocks).reshape(B, -1)[:, :samples]
+        spectrum = torch.stft(y, N_FFT // 2, HOP // 2, WINDOW // 2, self.window, center=True, return_complex=True)
+        return self.log_mel(spectrum[:, :, : (2 * samples - 1) // HOP + 1])
 
 
 def fold_batchnorm(model: nn.Module) -> None:
@@ -206,24 +250,38 @@ def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
 class MobileNetTeacher:
     """An EfficientAT MobileNet at 32 kHz; it hears a clip of any length whole."""
 
-    rate_hz = RATE_HZ
-    min_samples = MIN_SAMPLES
-
     def __init__(self, model: MobileNet, name: str, sha256: str, device: torch.device) -> None:
         self.name = name
         self.sha256 = sha256
         self.device = device
+        self.rate_hz = RATE_HZ
+        self.min_samples = MIN_SAMPLES
         self.known: BoolArray = np.ones(N_CLASSES, np.bool_)
         self.front_end = MobileNetFrontEnd().to(device)
         self.model = model.eval()
         fold_batchnorm(self.model)
         self.model.to(device=device, memory_format=torch.channels_last)
 
+    def hearing(self, rate_hz: int) -> MobileNetTeacher:
+        """This teacher for audio at `rate_hz`, if it can do that by itself (16 and 32 kHz); else unchanged."""
+        if rate_hz != RATE_HZ // 2 or self.rate_hz != RATE_HZ:
+            return self
+        other = copy.copy(self)
+        other.rate_hz, other.min_samples = rate_hz, MIN_SAMPLES // 2
+        other.front_end = HalfRateFrontEnd().to(self.device)
+        return other
+
     @torch.inference_mode()
     def logits(self, wave: Tensor) -> Tensor:
-        """(B, samples) at 32 kHz -> (B, 527) logits."""
-        mel = self.front_end(pad_short(wave, self.min_samples))
-        return self.model(mel.unsqueeze(1).to(memory_format=torch.channels_last))  # type: ignore[no-any-return]
+        """(B, samples) at `rate_hz` -> (B, 527) logits."""
+        wave = pad_short(wave, self.min_samples)
+        # On a CPU a few clips at a time stay in the cache; a GPU wants them all at once.
+        at_once = max(1, CPU_SECONDS * self.rate_hz // wave.shape[1]) if self.device.type == "cpu" else len(wave)
+        logits = wave.new_empty(len(wave), N_CLASSES)
+        for i in range(0, len(wave), at_once):
+            mel = self.front_end(wave[i : i + at_once]).unsqueeze(1)
+            logits[i : i + at_once] = self.model(mel.to(memory_format=torch.channels_last))
+        return logits
 
     def __call__(self, wave: Tensor) -> Tensor:
         return torch.sigmoid(self.logits(wave))

@@ -1,0 +1,334 @@
+"""Pretrain: a masked autoencoder warms a student up on audio alone (arXiv 2111.06377; on spectrograms 2207.06405).
+
+The student's blocks hear a quarter of a window's patches; a small decoder, thrown away afterwards, must fill in the
+rest. No teacher and no label is needed, and as the blocks hear so few patches, a step costs a fraction of a training
+step. Published CED students start from such weights (arXiv 2308.11957).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ced_edge.checkpoint import save_model
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.model import CED, Block
+from ced_edge.spec import SIZES, ModelSpec, size
+from distill.config import TrainConfig, _option, flag
+from distill.dataset import Batch, Stream, Views, _Loaded
+from distill.shards import Pack, Shard, read_shard
+from distill.store import Store
+from distill.train import (
+    MODEL_NAME,
+    STATE_NAME,
+    Interrupted,
+    make_fabric,
+    memory_errors,
+    save_state,
+    schedule,
+    stop_politely,
+    time_offset,
+)
+from distill.trainlog import Reporter, TrainLog
+from distill.views import ViewRecipe, clip_rms
+
+HEAD_WIDTH = 32
+"""Channels per attention head of the decoder."""
+NOTHING_LEARNT = 0.97
+"""Loss above which the decoder knows little more than that a normalised patch has mean 0 (which gives 1)."""
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A masked-autoencoder warm-up. The learning rate rises linearly over `warmup` and falls as a cosine to 0."""
+
+    size: str = _option("tiny", "tiny, mini, small or base.")
+    steps: int = _option(2_000, "Optimiser steps.")
+    batch: int = _option(128, "Windows per step, over all processes.")
+    seconds: float = _option(2.0, "Length of a window.")
+    mask: float = _option(0.75, "Share of the patches that is hidden from the student.")
+    decoder_width: int = _option(128, "Channels of the decoder, a multiple of 32.")
+    decoder_depth: int = _option(2, "Blocks of the decoder.")
+    lr: float = _option(1e-3, "Highest learning rate, of AdamW.")
+    weight_decay: float = _option(0.05, "Of matrices only.")
+    warmup: float = _option(0.05, "Share of the steps over which the learning rate rises.")
+    clip: float = _option(1.0, "Largest norm of the gradient.")
+    sinusoids: bool = _option(True, "Start the position embeddings as sinusoids, so that patches can be told apart at once.")
+    precision: str = _option("auto", "fp32, bf16, or auto: bf16 where the hardware multiplies in it.")
+    seed: int = _option(0, "Of the initial weights, the windows, the masks and the offsets.")
+    workers: int = _option(1, "Processes that read and cut audio, per training process.")
+    checkpoint_minutes: float = _option(5.0, "Minutes between two checkpoints.")
+    log_every: int = _option(10, "Steps between two lines of the log.")
+
+    def __post_init__(self) -> None:
+        low = {"steps": 1, "batch": 1, "decoder_depth": 1, "seed": 0, "workers": 0, "log_every": 1, "checkpoint_minutes": 0}
+        given = self.to_dict()
+        problems = [f"{flag(n)} must be at least {least}, not {given[n]}" for n, least in low.items() if given[n] < least]
+        problems += [f"{flag(n)} must be above 0, not {given[n]}" for n in ("lr", "clip") if not given[n] > 0]
+        if not 0.0 <= self.warmup < 1.0:
+            problems.append(f"--warmup must be from 0 to below 1, not {self.warmup}")
+        if not 0.0 < self.mask < 1.0:
+            problems.append(f"--mask must be between 0 and 1, not {self.mask}")
+        if not 0.5 <= self.seconds <= 10.0:
+            problems.append(f"--seconds must be within 0.5 and 10, not {self.seconds}")
+        if self.decoder_width < HEAD_WIDTH or self.decoder_width % HEAD_WIDTH:
+            problems.append(f"--decoder-width must be a multiple of {HEAD_WIDTH}, not {self.decoder_width}")
+        if self.size not in SIZES:
+            problems.append(f"unknown --size {self.size!r}: choose one of {', '.join(SIZES)}")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            problems.append(f"unknown --precision {self.precision!r}: choose one of auto, fp32, bf16")
+        if problems:
+            raise InputError("; ".join(problems))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return dataclasses.asdict(self)
+
+
+class MaskedAutoencoder(nn.Module):
+    """A student and the decoder that learns with it: waveform (B, samples) -> mean squared error on hidden patches ()."""
+
+    positions: Tensor
+
+    def __init__(self, student: CED, width: int, depth: int) -> None:
+        super().__init__()
+        spec = student.spec
+        self.student = student
+        self.embed = nn.Linear(spec.width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        decoder = ModelSpec(width=width, heads=width // HEAD_WIDTH, depth=depth)
+        self.blocks = nn.ModuleList(Block(decoder) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, spec.patch**2)
+        half = width // 2
+        grid = torch.cat(
+            [
+                sinusoids(spec.grid_freq, half)[:, None].expand(-1, spec.grid_time, -1),
+                sinusoids(spec.grid_time, half)[None].expand(spec.grid_freq, -1, -1),
+            ],
+            dim=2,
+        )
+        self.register_buffer("positions", grid.contiguous(), persistent=False)  # (F, T', D)
+        for m in (self.embed, self.out, *self.blocks.modules()):
+            if isinstance(m, nn.Linear):
+                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.zeros_(m.bias)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, wave: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
+        """`order` (B, N) holds each window's patches shuffled: the first `visible` are heard, the others filled in."""
+        mel: Tensor = self.student.front_end(wave)
+        wanted = _pick(self.targets(mel), order[:, visible:])
+        return F.mse_loss(self.fill_in(mel, order, visible, time_offset).float(), wanted)
+
+    def fill_in(self, mel: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
+        """Log-mel (B, n_mels, T) -> the hidden patches as the decoder imagines them, (B, N - visible, patch * patch)."""
+        tokens = self.student.patches(mel, time_offset).flatten(2).transpose(1, 2)  # (B, N, C), order (f t)
+        heard = self.student.encode(_pick(tokens, order[:, :visible]))  # (B, V, C)
+        x = self.embed(heard)
+        B, N = order.shape
+        # Attention does not mind the order, so the patches stay shuffled and take their positions with them.
+        positions = self.positions[:, : N // self.positions.shape[0]].flatten(0, 1)  # (N, D)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(B, N - visible, -1)], dim=1) + positions[order]
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x[:, visible:]))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def targets(self, mel: Tensor) -> Tensor:
+        """Log-mel (B, n_mels, T) -> patches (B, N, patch * patch), order (f t), each of mean 0 and variance 1.
+
+        Mel bins are brought to one scale first, as the student's `init_bn` does, or the patch's slope over frequency
+        would be most of what there is to learn.
+        """
+        P = self.student.spec.patch
+        with torch.autocast(mel.device.type, enabled=False):
+            x = F.batch_norm(mel.float(), None, None, training=True, eps=1e-5)
+            x = x[:, :, : x.shape[2] // P * P].unflatten(2, (-1, P)).unflatten(1, (-1, P))  # (B, F, P, T', P)
+            x = x.transpose(2, 3).flatten(3).flatten(1, 2)  # (B, N, P * P)
+            return (x - x.mean(dim=2, keepdim=True)) / (x.var(dim=2, keepdim=True, unbiased=False) + 1e-6).sqrt()
+
+
+def pretrain(
+    run: Path, pack: Pack, config: PretrainConfig, device: str = "cpu", reporter: Reporter | None = None
+) -> Path:
+    """Warm a student up into the folder `run` and return the path of its weights, `model.safetensors`.
+
+    What is saved is a whole student whose head is untrained: something for `--init`. Goes on from `run/state.pt` where
+    there is one, exactly as if it had never stopped. Raises InputError when that state is of another recipe or pack,
+    and CedEdgeError on NaN, a full disk, or too little memory; the last checkpoint stays.
+    """
+    fabric = make_fabric(device, config.precision)
+    torch.manual_seed(config.seed)
+    model = new_student(config)
+    mae = MaskedAutoencoder(model, config.decoder_width, config.decoder_depth)
+    optimizer = make_optimizer(mae, config)
+    stream = waves(pack, config, fabric.global_rank, fabric.world_size)
+    recipe = {"pretrain": config.to_dict(), "views": stream.recipe.to_dict(), "pack": pack.hash}
+    step = _resume(run / STATE_NAME, mae, optimizer, recipe)
+    learner, fabric_optimizer = fabric.setup(mae, optimizer)
+    log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
+
+    def save(step: int) -> None:
+        if fabric.is_global_zero:
+            state = {"step": step, "model": mae.state_dict(), "optimizers": [optimizer.state_dict()], "recipe": recipe}
+            save_state(run / STATE_NAME, state)
+            save_model(run / MODEL_NAME, model, {"recipe": recipe, "step": step})
+
+    batches = iter(_loader(stream, step, config.workers) if step < config.steps else ())
+    saved = time.monotonic()
+    learner.train()
+    with stop_politely() as stop, memory_errors(config.batch), log:
+        while step < config.steps:
+            batch = Batch(*(t.to(fabric.device, non_blocking=True) for t in next(batches)))
+            lr = config.lr * schedule(step, config.steps, config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            order = shuffles(config.seed, step, config.batch, patches(model.spec, batch.wave.shape[1]))
+            order = order[fabric.global_rank :: fabric.world_size][: len(batch.wave)].to(fabric.device)
+            offset = time_offset(model, batch, step, TrainConfig(seed=config.seed))
+            loss = learner(batch.wave, order, n_visible(order.shape[1], config.mask), offset)
+            fabric.backward(loss)
+            norm = torch.nn.utils.clip_grad_norm_(mae.parameters(), config.clip)
+            if not torch.isfinite(norm):
+                raise CedEdgeError(
+                    f"the gradient is not finite at step {step} (loss {loss.item():.4g}): the last checkpoint in {run} "
+                    "is kept; try a lower --lr"
+                )
+            fabric_optimizer.step()
+            fabric_optimizer.zero_grad()
+            step += 1
+            if step % config.log_every == 0 or step == config.steps:
+                log.write(step, {"loss": loss, "grad": norm}, lr, config.batch)
+            if stop or step == config.steps or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
+                save(step)
+                saved = time.monotonic()
+            if stop:
+                raise Interrupted(f"stopped at step {step} of {config.steps}: saved in {run}; run the same again to go on")
+    return run / MODEL_NAME
+
+
+def new_student(config: PretrainConfig) -> CED:
+    """A student with initial weights, whose head is left out of the learning."""
+    model = CED(size(config.size))
+    model.outputlayer.requires_grad_(False)
+    if config.sinusoids:
+        C = model.spec.width
+        with torch.no_grad():
+            # Halves of the channels, so that no sum of a time and a frequency looks like another one.
+            model.time_pos_embed.zero_()[0, : C // 2, 0] = sinusoids(model.spec.grid_time, C // 2).T
+            model.freq_pos_embed.zero_()[0, C // 2 :, :, 0] = sinusoids(model.spec.grid_freq, C - C // 2).T
+    return model
+
+
+def sinusoids(n: int, width: int) -> Tensor:
+    """Positions 0 to n - 1 as sines and cosines of `width / 2` wavelengths (arXiv 1706.03762): (n, width)."""
+    rates = 10_000.0 ** -(torch.arange((width + 1) // 2) / max(1, width // 2))
+    angles = torch.arange(n)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+def make_optimizer(mae: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
+    """AdamW with the published betas of masked autoencoders; decay on matrices and kernels only."""
+    learning = [(name, p) for name, p in mae.named_parameters() if p.requires_grad]
+    # Position embeddings and the mask token have several axes, but are no matrices.
+    decayed = [p for name, p in learning if p.ndim > 1 and not name.endswith(("_embed", "_token"))]
+    ids = {id(p) for p in decayed}
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay},
+        {"params": [p for _, p in learning if id(p) not in ids], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+
+
+def patches(spec: ModelSpec, samples: int) -> int:
+    """Patches of a window of `samples` samples."""
+    return spec.grid_freq * (spec.frontend.frames(samples) // spec.patch)
+
+
+def n_visible(n: int, mask: float) -> int:
+    """How many of n patches are heard: at least one, and at least one is not."""
+    return min(max(round((1.0 - mask) * n), 1), n - 1)
+
+
+def shuffles(seed: int, step: int, rows: int, n: int) -> Tensor:
+    """Independent shuffles of range(n), drawn from (seed, step) alone: (rows, n) int64."""
+    # The counter keeps these words apart from those of `time_offset`, which has the same key.
+    words = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1]).random_raw(rows * n)
+    return torch.from_numpy(np.argsort(words.reshape(rows, n), axis=1, kind="stable"))
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, M) of each of (B, N, C) -> (B, M, C)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> Stream:
+    """Windows of single clips, anew in each pass over the pack: any place, level and sign, nothing masked or mixed."""
+    # No pass takes less than a step, so that many epochs are never used up.
+    recipe = ViewRecipe(
+        seed=config.seed, windows=((config.steps, config.seconds),), mask_probability=0.0, mix=(1.0,)
+    )
+    unread = Store(Path(), recipe, [], 1, pack.hash)
+    rate_hz = size(config.size).frontend.rate_hz
+    return Stream(pack, unread, recipe, max(1, config.batch // world), rate_hz, rank=rank, world=world)
+
+
+class Waves(Views):
+    """Batches of views whose answers are empty: nobody was asked."""
+
+    def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
+        if self._loaded is None or self._loaded.shard != shard:
+            clips = read_shard(stream.pack, shard)
+            sounds: list[NDArray[np.int16]] = [c.wave for c in clips]
+            nothing = np.zeros((len(clips), 0), np.float32)
+            self._loaded = _Loaded(
+                shard, epoch, [c.id for c in clips], sounds, [clip_rms(w) for w in sounds], nothing, nothing > 0
+            )
+        return self._loaded
+
+
+def _loader(stream: Stream, first: int, workers: int) -> DataLoader[Batch]:
+    ahead = 8 if workers else None
+    return DataLoader(Waves(stream, first), batch_size=None, num_workers=workers, prefetch_factor=ahead)
+
+
+def _resume(path: Path, mae: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]) -> int:
+    """Load the state of a run that was stopped; its step, or 0 where there is none."""
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        different = [k for k in recipe if state["recipe"][k] != recipe[k]]
+    except Exception as e:
+        raise InputError(f"{path} is no state of a warm-up ({e}): delete it to start over") from e
+    if different:
+        raise InputError(f"{path} is of another {' and '.join(different)}: choose another run folder, or delete it")
+    mae.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizers"][0])
+    return int(state["step"])
+
+
+class PretrainLog(TrainLog):
+    """`log.csv` and `tensorboard/` of a warm-up."""
+
+    fields = ("step", "loss", "grad", "lr", "clips_per_s")
+
+    def describe(self, row: dict[str, float]) -> str:
+        return f"loss {row['loss']:.4f} (1 knows nothing)"
+
+    def watch(self, row: dict[str, float]) -> str:
+        if math.isfinite(row["loss"]) and row["loss"] < NOTHING_LEARNT:
+            return ""
+        return f"hidden patches are no better than guessed (loss {row['loss']:.3f}): raise --steps or --lr"

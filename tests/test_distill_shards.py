@@ -1,0 +1,180 @@
+"""Reading packs from a folder, a pipe and a web server; damaged shards by name; WebDataset as a second reader."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import io
+import json
+import os
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from ced_edge.errors import InputError
+from ced_edge.manifest import Clip
+from distill import shards
+from distill.pack import PackConfig, pack
+from distill.shards import Pack, iter_shard, read_shard
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Pack:
+    """Nine clips in two shards."""
+    clips = []
+    for i in range(9):
+        wave = np.random.default_rng(i).uniform(-0.5, 0.5, 2_000 + 100 * i)
+        soundfile.write(tmp_path / f"{i}.wav", wave, 16_000)
+        clips.append(Clip(f"d/{i}.wav", tmp_path / f"{i}.wav", (i, 300) if i % 2 else None, f"g{i}" if i % 3 else None))
+    return pack(clips, tmp_path / "pack", PackConfig(workers=1, clips_per_shard=5))
+
+
+def test_open_gives_what_pack_gave(packed: Pack) -> None:
+    assert Pack.open(packed.location) == packed
+    assert Pack.open(Path(packed.location)) == packed
+    assert [s.name for s in packed.shards] == ["shard-000000.tar", "shard-000001.tar"]
+    assert [len(read_shard(packed, s)) for s in packed.shards] == [5, 4]
+
+
+# WebDataset leaves closing its files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_the_shards_as_its_own(packed: Pack) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    for shard in packed.shards:
+        ours = read_shard(packed, shard)
+        theirs = list(webdataset.WebDataset(shard.path, shardshuffle=False))
+        assert len(theirs) == len(ours)
+        for clip, sample in zip(ours, theirs, strict=True):
+            fields = json.loads(sample["json"])
+            assert (fields["id"], fields["group"]) == (clip.id, clip.group)
+            assert fields["labels"] == (None if clip.labels is None else list(clip.labels))
+            wave, rate_hz = soundfile.read(io.BytesIO(sample["flac"]), dtype="int16")
+            assert rate_hz == packed.rate_hz
+            np.testing.assert_array_equal(wave, clip.wave)
+
+
+def test_shards_are_read_front_to_back_without_a_seek(packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [c.id for c in read_shard(packed, packed.shards[0])]
+    read_end, write_end = os.pipe()
+    data = Path(packed.shards[0].path).read_bytes()
+
+    def feed() -> None:
+        with os.fdopen(write_end, "wb") as f:
+            f.write(data)
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with os.fdopen(read_end, "rb") as pipe:
+        monkeypatch.setattr(Path, "open", lambda *_: pipe)
+        assert [c.id for c in iter_shard(packed, packed.shards[0])] == expected
+    feeder.join()
+
+
+def test_a_pipe_command_is_a_location(packed: Pack) -> None:
+    pytest.importorskip("webdataset")
+    piped = Pack.open(f"pipe:cat {packed.location}")
+    assert piped.hash == packed.hash
+    assert [c.id for c in read_shard(piped, piped.shards[1])] == [c.id for c in read_shard(packed, packed.shards[1])]
+    with pytest.raises(InputError, match=r"cannot read pipe:cat /nowhere/index.json"):
+        Pack.open("pipe:cat /nowhere")
+
+
+def test_a_web_server_is_a_location(packed: Pack) -> None:
+    pytest.importorskip("webdataset")
+    handler = functools.partial(QuietHandler, directory=packed.location)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            fetched = Pack.open(f"{url}/")
+            assert fetched.shards[0].path == f"{url}/shard-000000.tar"
+            assert [len(read_shard(fetched, s)) for s in fetched.shards] == [5, 4]
+            with pytest.raises(InputError, match=r"cannot read http.*/nowhere/index.json"):
+                Pack.open(f"{url}/nowhere")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def cut_in_half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flip_a_bit_of_the_audio(data: bytes) -> bytes:
+    return data[:2_000] + bytes([data[2_000] ^ 1]) + data[2_001:]
+
+
+def one_clip_less(data: bytes) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return data[: tar.getmembers()[-2].offset] + bytes(10_240)
+
+
+def a_zero_at_the_end(data: bytes) -> bytes:
+    return data + b"\0"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda _: b"", "damaged or cut short"),
+        (lambda _: b"no tar, but something as long as a header" * 100, "damaged or cut short"),
+        (cut_in_half, "damaged or cut short"),
+        (flip_a_bit_of_the_audio, "damaged or cut short|does not have the SHA-256"),
+        (one_clip_less, "holds 4 clips where the index says 5"),
+        (a_zero_at_the_end, "does not have the SHA-256 of the index"),
+    ],
+)
+def test_a_damaged_shard_is_named_with_the_mend(packed: Pack, damage: Callable[[bytes], bytes], message: str) -> None:
+    path = Path(packed.shards[0].path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match=message) as caught:
+        read_shard(packed, packed.shards[0])
+    assert str(path) in str(caught.value)
+    assert str(caught.value).endswith(": fetch it again, or pack into a new folder")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_check_the_hash_is_not_compared(packed: Pack) -> None:
+    path = Path(packed.shards[0].path)
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert len(read_shard(packed, packed.shards[0], check=False)) == 5
+
+
+def test_a_missing_shard_is_named(packed: Pack) -> None:
+    Path(packed.shards[1].path).unlink()
+    with pytest.raises(InputError, match=r"no such file: .*shard-000001.tar; fetch it again, or pack"):
+        read_shard(packed, packed.shards[1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no index of a pack"),
+        ("[1]", "is no index of a pack"),
+        ('{"format": 1}', "is no index of a pack"),
+        ('{"format": 2}', "is a pack of format 2, this program reads 1"),
+        ("\udcff", "is no index of a pack"),
+    ],
+)
+def test_a_wrong_index_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "index.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(InputError, match=message):
+        Pack.open(tmp_path)
+
+
+def test_the_hash_of_a_pack_depends_on_every_shard_and_their_order(packed: Pack) -> None:
+    index = json.loads((Path(packed.location) / shards.INDEX_NAME).read_text())
+    index["shards"].reverse()
+    (Path(packed.location) / shards.INDEX_NAME).write_text(json.dumps(index))
+    assert Pack.open(packed.location).hash != packed.hash
