@@ -20,11 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 def pretrain_options(command: F) -> F:
     """One flag per field of PretrainConfig."""
     for f in reversed(dataclasses.fields(PretrainConfig)):
-        name, kind = f.name.replace("_", "-"), type(f.default)
-        switch = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
-        option = click.option(
-            switch, f.name, type=None if kind is bool else kind, default=f.default, show_default=True, help=f.metadata["help"]
-        )
+        name, kind, text = f.name.replace("_", "-"), type(f.default), f.metadata["help"]
+        if kind is bool:
+            option = click.option(f"--{name}/--no-{name}", f.name, default=f.default, show_default=True, help=text)
+        else:
+            option = click.option(f"--{name}", f.name, type=kind, default=f.default, show_default=True, help=text)
         command = option(command)
     return command
 

@@ -45,7 +45,7 @@ class Ensemble:
         self.rate_hz = rate_hz
         self.device = teachers[0].device
         known = np.stack([t.known for t in teachers])  # (teachers, 527)
-        self.known: NDArray[np.bool_] = known.any(axis=0)
+        self.known: NDArray[np.bool_] = known.sum(axis=0) > 0
         weights = known / np.maximum(known.sum(axis=0), 1)
         self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)  # columns sum to 1 or 0
         self._resamplers = {

@@ -236,17 +236,14 @@ def _load(clip: Clip, rate_hz: int) -> Float32 | str:
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
     """IEEE float32 on a GPU: cuDNN's default is TF32, and a reference must not depend on such a switch."""
-    cudnn: Any = torch.backends.cudnn  # `conv` and `rnn` are made at run time, where no type checker sees it
-    # All of cuDNN at once: the older switches, which other code may read, refuse to answer for a half.
-    switches = (cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
         yield
     finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def find_device(name: str) -> torch.device:

@@ -64,7 +64,7 @@ class PretrainConfig:
     weight_decay: float = _option(0.05, "Of matrices only.")
     warmup: float = _option(0.05, "Share of the steps over which the learning rate rises.")
     clip: float = _option(1.0, "Largest norm of the gradient.")
-    sinusoids: bool = _option(True, "Start the position embeddings as sinusoids, so that patches can be told apart at once.")
+    sinusoids: bool = _option(True, "Start the position embeddings as sinusoids: patches can be told apart at once.")
     precision: str = _option("auto", "fp32, bf16, or auto: bf16 where the hardware multiplies in it.")
     seed: int = _option(0, "Of the initial weights, the windows, the masks and the offsets.")
     workers: int = _option(1, "Processes that read and cut audio, per training process.")
@@ -72,9 +72,11 @@ class PretrainConfig:
     log_every: int = _option(10, "Steps between two lines of the log.")
 
     def __post_init__(self) -> None:
-        low = {"steps": 1, "batch": 1, "decoder_depth": 1, "seed": 0, "workers": 0, "log_every": 1, "checkpoint_minutes": 0}
+        one_or_more = ("steps", "batch", "decoder_depth", "log_every")
+        not_negative = ("weight_decay", "seed", "workers", "checkpoint_minutes")
         given = self.to_dict()
-        problems = [f"{flag(n)} must be at least {least}, not {given[n]}" for n, least in low.items() if given[n] < least]
+        problems = [f"{flag(n)} must be at least 1, not {given[n]}" for n in one_or_more if given[n] < 1]
+        problems += [f"{flag(n)} must not be negative, but is {given[n]}" for n in not_negative if given[n] < 0]
         problems += [f"{flag(n)} must be above 0, not {given[n]}" for n in ("lr", "clip") if not given[n] > 0]
         if not 0.0 <= self.warmup < 1.0:
             problems.append(f"--warmup must be from 0 to below 1, not {self.warmup}")
@@ -97,7 +99,7 @@ class PretrainConfig:
 
 
 class MaskedAutoencoder(nn.Module):
-    """A student and the decoder that learns with it: waveform (B, samples) -> mean squared error on hidden patches ()."""
+    """A student and the decoder that learns with it: waveform (B, samples) -> mean error on the hidden patches ()."""
 
     positions: Tensor
 
@@ -133,7 +135,7 @@ class MaskedAutoencoder(nn.Module):
         return F.mse_loss(self.fill_in(mel, order, visible, time_offset).float(), wanted)
 
     def fill_in(self, mel: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
-        """Log-mel (B, n_mels, T) -> the hidden patches as the decoder imagines them, (B, N - visible, patch * patch)."""
+        """Log-mel (B, n_mels, T) -> the hidden patches as the decoder has them, (B, N - visible, patch * patch)."""
         tokens = self.student.patches(mel, time_offset).flatten(2).transpose(1, 2)  # (B, N, C), order (f t)
         heard = self.student.encode(_pick(tokens, order[:, :visible]))  # (B, V, C)
         x = self.embed(heard)
@@ -155,9 +157,10 @@ class MaskedAutoencoder(nn.Module):
         P = self.student.spec.patch
         with torch.autocast(mel.device.type, enabled=False):
             x = F.batch_norm(mel.float(), None, None, training=True, eps=1e-5)
-            x = x[:, :, : x.shape[2] // P * P].unflatten(2, (-1, P)).unflatten(1, (-1, P))  # (B, F, P, T', P)
-            x = x.transpose(2, 3).flatten(3).flatten(1, 2)  # (B, N, P * P)
-            return (x - x.mean(dim=2, keepdim=True)) / (x.var(dim=2, keepdim=True, unbiased=False) + 1e-6).sqrt()
+            B, M, T = x.shape
+            x = x[:, :, : T // P * P].reshape(B, M // P, P, T // P, P)
+            x = x.transpose(2, 3).reshape(B, -1, P * P)  # (B, N, P * P)
+            return F.layer_norm(x, (P * P,), eps=1e-6)
 
 
 def pretrain(
@@ -171,34 +174,30 @@ def pretrain(
     """
     fabric = make_fabric(device, config.precision)
     torch.manual_seed(config.seed)
-    model = new_student(config)
-    mae = MaskedAutoencoder(model, config.decoder_width, config.decoder_depth)
+    mae = MaskedAutoencoder(new_student(config), config.decoder_width, config.decoder_depth)
     optimizer = make_optimizer(mae, config)
     stream = waves(pack, config, fabric.global_rank, fabric.world_size)
     recipe = {"pretrain": config.to_dict(), "views": stream.recipe.to_dict(), "pack": pack.hash}
     step = _resume(run / STATE_NAME, mae, optimizer, recipe)
-    learner, fabric_optimizer = fabric.setup(mae, optimizer)
+    learner, optimizer = fabric.setup(mae, optimizer)
     log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
 
     def save(step: int) -> None:
         if fabric.is_global_zero:
-            state = {"step": step, "model": mae.state_dict(), "optimizers": [optimizer.state_dict()], "recipe": recipe}
-            save_state(run / STATE_NAME, state)
-            save_model(run / MODEL_NAME, model, {"recipe": recipe, "step": step})
+            state = {"model": mae.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(run / STATE_NAME, {**state, "step": step, "recipe": recipe})
+            save_model(run / MODEL_NAME, mae.student, {"recipe": recipe, "step": step})
 
     batches = iter(_loader(stream, step, config.workers) if step < config.steps else ())
     saved = time.monotonic()
     learner.train()
     with stop_politely() as stop, memory_errors(config.batch), log:
         while step < config.steps:
-            batch = Batch(*(t.to(fabric.device, non_blocking=True) for t in next(batches)))
+            wave: Tensor = next(batches).wave.to(fabric.device, non_blocking=True)
             lr = config.lr * schedule(step, config.steps, config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            order = shuffles(config.seed, step, config.batch, patches(model.spec, batch.wave.shape[1]))
-            order = order[fabric.global_rank :: fabric.world_size][: len(batch.wave)].to(fabric.device)
-            offset = time_offset(model, batch, step, TrainConfig(seed=config.seed))
-            loss = learner(batch.wave, order, n_visible(order.shape[1], config.mask), offset)
+            loss = learner(wave, *_draw(mae.student, wave, config, step, fabric.global_rank, fabric.world_size))
             fabric.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(mae.parameters(), config.clip)
             if not torch.isfinite(norm):
@@ -206,8 +205,8 @@ def pretrain(
                     f"the gradient is not finite at step {step} (loss {loss.item():.4g}): the last checkpoint in {run} "
                     "is kept; try a lower --lr"
                 )
-            fabric_optimizer.step()
-            fabric_optimizer.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 log.write(step, {"loss": loss, "grad": norm}, lr, config.batch)
@@ -215,8 +214,19 @@ def pretrain(
                 save(step)
                 saved = time.monotonic()
             if stop:
-                raise Interrupted(f"stopped at step {step} of {config.steps}: saved in {run}; run the same again to go on")
+                raise Interrupted(f"stopped at step {step} of {config.steps}: saved in {run}; --resume goes on")
     return run / MODEL_NAME
+
+
+def _draw(
+    student: CED, wave: Tensor, config: PretrainConfig, step: int, rank: int, world: int
+) -> tuple[Tensor, int, int]:
+    """What of a batch (B, samples) is hidden, and where it lies in the time embedding: from (seed, step) alone."""
+    n = patches(student.spec, wave.shape[1])
+    order = shuffles(config.seed, step, world * len(wave), n)[rank::world].to(wave.device)
+    nobody = wave.new_empty(len(wave), 0)
+    offset = time_offset(student, Batch(wave, nobody, nobody), step, TrainConfig(seed=config.seed))
+    return order, n_visible(n, config.mask), offset
 
 
 def new_student(config: PretrainConfig) -> CED:
@@ -277,9 +287,7 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
 def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> Stream:
     """Windows of single clips, anew in each pass over the pack: any place, level and sign, nothing masked or mixed."""
     # No pass takes less than a step, so that many epochs are never used up.
-    recipe = ViewRecipe(
-        seed=config.seed, windows=((config.steps, config.seconds),), mask_probability=0.0, mix=(1.0,)
-    )
+    recipe = ViewRecipe(seed=config.seed, windows=((config.steps, config.seconds),), mask_probability=0.0, mix=(1.0,))
     unread = Store(Path(), recipe, [], 1, pack.hash)
     rate_hz = size(config.size).frontend.rate_hz
     return Stream(pack, unread, recipe, max(1, config.batch // world), rate_hz, rank=rank, world=world)
@@ -316,7 +324,7 @@ def _resume(path: Path, mae: nn.Module, optimizer: torch.optim.Optimizer, recipe
     if different:
         raise InputError(f"{path} is of another {' and '.join(different)}: choose another run folder, or delete it")
     mae.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizers"][0])
+    optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 

@@ -154,7 +154,7 @@ class Store:
             if h["format"] != 1:
                 raise InputError(f"{file} is of format {h['format']}, this program reads 1")
             return cls(path, ViewRecipe.from_dict(h["recipe"]), h["teachers"], int(h["k"]), h["pack"], h["clean"])
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise InputError(f"{file} is no header of a store: choose another folder, or delete it") from e
 
     def file(self, epoch: int, shard: str) -> Path:

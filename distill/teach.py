@@ -57,7 +57,7 @@ class Classroom:
         clips, rms = self._read(shard)
         answers = np.concatenate([self.ensemble_numpy(batch) for batch in self._batches(clips, rms, epoch)])
         if not np.isfinite(answers).all():
-            clip = clips[int(np.isnan(answers).any(axis=1).argmax())].id
+            clip = clips[int((~np.isfinite(answers)).any(axis=1).argmax())].id
             raise CedEdgeError(f"the teachers answer NaN for clip {clip} of {shard.name}: check their files")
         store.write(epoch, shard.name, Answers.top_k(answers, store.k))
         return shard.clips
@@ -95,7 +95,7 @@ def local_device(device: str) -> str:
 
 
 def units(job: Job) -> list[Unit]:
-    """All (shard, epoch) pairs, a shard's epochs together so that it is read once; this rank's shards under torchrun."""
+    """All (shard, epoch) pairs, a shard's epochs together so that it is read once; under torchrun this rank's."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return [(shard, epoch) for shard in job.pack.shards[rank::world] for epoch in job.store.epochs]
 

@@ -44,6 +44,7 @@ class TrainLog:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         rows = [row for row in read_log(self.run) if row["step"] <= self._first]
+        self.run.mkdir(parents=True, exist_ok=True)
         self._file = (self.run / LOG_NAME).open("w", newline="")
         self._csv = csv.DictWriter(self._file, self.fields)
         self._csv.writeheader()

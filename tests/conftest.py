@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("default", deadline=None, derandomize=True)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -67,8 +66,3 @@ def teacher_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda asked for, but torch finds no GPU here: use --device cpu")
     return device
-
-
-def default_name(path: Path) -> str:
-    """A teacher's name when none is given: its file's or folder's name without the suffix."""
-    return path.stem if path.is_file() else path.name

@@ -30,7 +30,7 @@ class CedTeacher:
     @torch.inference_mode()
     def __call__(self, wave: Tensor) -> Tensor:
         wave = pad_short(wave, self.min_samples)
-        chunks = wave.split(self.model.spec.max_samples, dim=1)
+        chunks = torch.split(wave, self.model.spec.max_samples, dim=1)
         total = torch.zeros(wave.shape[0], N_CLASSES, device=wave.device)
         for chunk in chunks:
             weight = chunk.shape[1] / wave.shape[1]

@@ -29,7 +29,7 @@ class TeacherSpec:
 
     name: str
     source: str
-    """A file, a folder with config.json, the name of a known teacher, or a Hugging Face id (owner/name)."""
+    """A file, a folder with config.json, a run's folder, or a Hugging Face id (owner/name)."""
     sha256: str | None = None
     """Refuse the file unless it has this hash."""
     class_map: Path | None = None
@@ -111,10 +111,11 @@ def _default_name(source: str) -> str:
 
 def _find(source: str) -> Path | None:
     """The file or folder of that name; None for the id of a model on the Hugging Face hub."""
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.exists():
         return path
-    if HUB_ID.fullmatch(source) and path.suffix not in (*CHECKPOINTS, *MODEL_FILES):
+    # owner/name, but not a path whose folder is there: that is a misspelt file.
+    if HUB_ID.fullmatch(source) and path.suffix not in (*CHECKPOINTS, *MODEL_FILES) and not path.parent.is_dir():
         return None
     raise InputError(f"no such teacher: {source}: give a file, a folder or a Hugging Face id (owner/name)")
 

@@ -260,7 +260,7 @@ class MobileNetTeacher:
         self.front_end = MobileNetFrontEnd().to(device)
         self.model = model.eval()
         fold_batchnorm(self.model)
-        self.model.to(device=device, memory_format=torch.channels_last)
+        self.model.to(device).to(memory_format=torch.channels_last)
 
     def hearing(self, rate_hz: int) -> MobileNetTeacher:
         """This teacher for audio at `rate_hz`, if it can do that by itself (16 and 32 kHz); else unchanged."""

@@ -115,7 +115,7 @@ class ModelFileTeacher:
 
     def _probabilities(self, out: Float32) -> Float32:
         if self.options.output == "logits":
-            return 1.0 / (1.0 + np.exp(-out))
+            return torch.sigmoid(torch.from_numpy(out)).numpy()
         if not (np.all(out >= -1e-3) and np.all(out <= 1.001)):
             raise CedEdgeError(
                 f"teacher {self.name}: {self.path.name} gives values from {out.min():.3g} to {out.max():.3g}, not "

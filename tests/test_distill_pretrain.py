@@ -1,0 +1,293 @@
+"""The masked-autoencoder warm-up: what is hidden, what is asked for, and runs that stop, go on and are started from."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.nn.functional as F
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ced_edge.checkpoint import load_model, read_metadata
+from ced_edge.cli import cli
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.manifest import Clip
+from ced_edge.model import CED
+from ced_edge.spec import SIZES, ModelSpec
+from distill.config import TrainConfig
+from distill.dataset import Stream
+from distill.pack import PackConfig, pack
+from distill.pretrain import (
+    MaskedAutoencoder,
+    PretrainConfig,
+    Waves,
+    make_optimizer,
+    n_visible,
+    new_student,
+    patches,
+    pretrain,
+    shuffles,
+    sinusoids,
+    waves,
+)
+from distill.shards import Pack
+from distill.store import Store
+from distill.teach import teach_labels
+from distill.train import Interrupted, train
+from distill.trainlog import read_log
+from distill.views import ViewRecipe
+
+RATE_HZ = 16_000
+NARROW = ModelSpec(width=48, heads=3, depth=2)
+SHORT = {
+    "size": "narrow", "steps": 6, "batch": 8, "seconds": 1.0, "decoder_width": 32, "decoder_depth": 1, "workers": 0,
+    "log_every": 1, "precision": "fp32",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A size that trains in no time."""
+    monkeypatch.setitem(SIZES, "narrow", NARROW)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Twenty clips of two seconds in two shards: sweeps over faint noise, which can be foretold from a part."""
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    t = np.arange(2 * RATE_HZ) / RATE_HZ
+    clips = []
+    for i in range(20):
+        sweep = np.sin(2 * np.pi * (rng.uniform(200, 4_000) * t + rng.uniform(-400, 400) * t**2))
+        path = folder / f"{i}.wav"
+        soundfile.write(path, 0.5 * sweep + 0.01 * rng.standard_normal(len(t)), RATE_HZ)
+        clips.append(Clip(path.name, path, (i,), None))
+    return pack(clips, folder / "pack", PackConfig(workers=1, clips_per_shard=10))
+
+
+class Listener:
+    """A reporter that remembers, and asks for a stop at a step."""
+
+    def __init__(self, stop_at: int = -1) -> None:
+        self.stop_at = stop_at
+        self.warnings: list[str] = []
+        self.texts: list[str] = []
+
+    def update(self, step: int, steps: int, text: str) -> None:
+        self.texts.append(text)
+        if step == self.stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def autoencoder() -> MaskedAutoencoder:
+    torch.manual_seed(0)
+    return MaskedAutoencoder(CED(NARROW), 32, 1)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 5), st.integers(2, 60))
+@settings(max_examples=30, deadline=None)
+def test_shuffles_are_permutations_drawn_from_seed_and_step(seed: int, step: int, rows: int, n: int) -> None:
+    order = shuffles(seed, step, rows, n)
+    assert order.sort(dim=1).values.eq(torch.arange(n)).all()
+    assert torch.equal(order, shuffles(seed, step, rows, n))
+    if n > 30:
+        for other in (shuffles(seed, step + 1, rows, n), shuffles(seed + 1 if seed < 2**62 else 0, step, rows, n)):
+            assert not torch.equal(order, other)
+
+
+def test_every_patch_is_hidden_equally_often() -> None:
+    order = shuffles(seed=3, step=7, rows=20_000, n=16)
+    visible = order[:, : n_visible(16, 0.75)]
+    counts = visible.flatten().bincount(minlength=16).double()
+    # Binomial: 20,000 draws at 1/4 have a standard deviation of 61.
+    assert visible.shape[1] == 4
+    assert (counts - 5_000).abs().max() < 5 * 61
+
+
+def test_at_least_one_patch_is_heard_and_one_hidden() -> None:
+    assert [n_visible(48, 0.75), n_visible(4, 0.99), n_visible(4, 0.01)] == [12, 1, 3]
+
+
+def test_targets_are_the_patches_in_the_order_of_the_tokens() -> None:
+    mae, mel = autoencoder(), 30.0 * torch.randn(3, 64, 101) - 40.0
+    targets = mae.targets(mel)
+    # Independently: scaled bin by bin over the batch, cut by unfold, each patch brought to mean 0 and variance 1.
+    scaled = (mel - mel.mean(dim=(0, 2), keepdim=True)) / mel.std(dim=(0, 2), keepdim=True, unbiased=False)
+    cut = F.unfold(scaled[:, None, :, :96], kernel_size=16, stride=16).transpose(1, 2)  # rows of patches, top first
+    cut = (cut - cut.mean(dim=2, keepdim=True)) / cut.std(dim=2, keepdim=True, unbiased=False)
+    assert targets.shape == (3, 24, 256)
+    torch.testing.assert_close(targets, cut, atol=1e-4, rtol=1e-4)
+    # The tokens are the same patches through the kernel, so the same order.
+    proj = mae.student.patch_embed.proj
+    by_hand = F.unfold(mel[:, None, :, :96], kernel_size=16, stride=16).transpose(1, 2) @ proj.weight.flatten(1).T
+    tokens = mae.student.patch_embed(mel[:, None]).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(tokens, by_hand + proj.bias, atol=1e-3, rtol=1e-4)
+
+
+def test_silence_has_finite_targets() -> None:
+    mae = autoencoder()
+    assert mae.targets(torch.full((2, 64, 100), -100.0)).isfinite().all()
+    loss = mae(torch.zeros(2, RATE_HZ), shuffles(0, 0, 2, 24), 6)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in mae.parameters() if p.grad is not None)
+
+
+def test_the_student_hears_the_visible_patches_only() -> None:
+    mae = autoencoder().eval()  # in training the statistics of a batch pass through init_bn, as they always do
+    mel = torch.randn(1, 64, 96, requires_grad=True)
+    order, visible = shuffles(1, 0, 1, 24), 6
+    mae.fill_in(mel, order, visible).square().sum().backward()
+    assert mel.grad is not None
+    heard = F.unfold(mel.grad[:, None], kernel_size=16, stride=16)[0].abs().sum(dim=0)  # (24,)
+    assert (heard[order[0, :visible]] > 0).all()
+    assert (heard[order[0, visible:]] == 0).all()
+
+
+def test_the_loss_is_the_error_on_the_hidden_patches() -> None:
+    mae, wave = autoencoder().eval(), torch.randn(2, RATE_HZ)
+    order, visible = shuffles(0, 0, 2, 24), 6
+    mel = mae.student.front_end(wave)
+    imagined, wanted = mae.fill_in(mel, order, visible, 5), mae.targets(mel)
+    errors = [
+        float((imagined[b, i] - wanted[b, order[b, visible + i]]).square().mean()) for b in range(2) for i in range(18)
+    ]
+    assert float(mae(wave, order, visible, 5)) == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_what_is_filled_in_depends_on_where_it_is_and_not_on_the_order_of_the_shuffle() -> None:
+    mae, mel = autoencoder().eval(), torch.randn(1, 64, 96)
+    order = shuffles(0, 0, 1, 24)
+    turned = torch.cat([order[:, :6].flip(1), order[:, 6:].flip(1)], dim=1)
+    a, b = mae.fill_in(mel, order, 6), mae.fill_in(mel, turned, 6)
+    torch.testing.assert_close(a, b.flip(1), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(a[0, 0], a[0, 1], atol=1e-3)
+
+
+def test_start_positions_tell_all_patches_apart() -> None:
+    model = new_student(PretrainConfig(size="narrow"))
+    grid = (model.time_pos_embed + model.freq_pos_embed)[0].flatten(1).T.detach()  # (4 * 63, C)
+    distance = torch.cdist(grid, grid) + 99.0 * torch.eye(len(grid))
+    assert distance.min() > 0.1
+    torch.testing.assert_close(
+        sinusoids(3, 4)[:, [0, 2]],
+        torch.tensor([[0.0, 1.0], *[[np.sin(i), np.cos(i)] for i in (1, 2)]], dtype=torch.float32),
+    )
+
+
+def test_decay_and_head() -> None:
+    config = PretrainConfig(size="narrow", decoder_width=32, decoder_depth=1)
+    mae = MaskedAutoencoder(new_student(config), 32, 1)
+    optimizer = make_optimizer(mae, config)
+    names = {id(p): name for name, p in mae.named_parameters()}
+    decayed, rest = ([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
+    assert all(name.endswith("weight") and "norm" not in name and "bn" not in name for name in decayed)
+    assert {"mask_token", "student.time_pos_embed", "student.freq_pos_embed"} < set(rest)
+    assert not any("outputlayer" in name for name in decayed + rest)
+    assert optimizer.defaults["betas"] == (0.9, 0.95)
+
+
+def test_windows_differ_from_pass_to_pass(packed: Pack) -> None:
+    stream = waves(packed, PretrainConfig(**SHORT))
+    batches = [batch.wave for batch, _ in zip(Waves(stream), range(5), strict=False)]
+    assert all(batch.shape == (8, RATE_HZ) and batch.abs().max() <= 1.0 for batch in batches)
+    rows = torch.cat(batches)
+    assert len(rows.unique(dim=0)) == len(rows)
+    again = next(iter(Waves(stream, first=3))).wave
+    assert torch.equal(again, batches[3])
+
+
+def test_it_learns_and_leaves_a_student_to_start_from(packed: Pack, tmp_path: Path) -> None:
+    config = PretrainConfig(**{**SHORT, "steps": 60, "lr": 3e-3, "log_every": 5, "workers": 1})
+    listener = Listener()
+    path = pretrain(tmp_path / "run", packed, config, reporter=listener)
+    losses = [row["loss"] for row in read_log(tmp_path / "run")]
+    assert len(losses) == 12
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
+    assert "(1 knows nothing)" in listener.texts[-1]
+    model = load_model(path)
+    assert model.spec == NARROW
+    torch.manual_seed(config.seed)
+    fresh = new_student(config)
+    changed = [k for k, v in fresh.state_dict().items() if not torch.equal(v, model.state_dict()[k])]
+    assert not any(k.startswith("outputlayer") for k in changed)
+    assert len(changed) == len([k for k in fresh.state_dict() if not k.startswith("outputlayer")])
+    metadata = read_metadata(path)
+    assert metadata["recipe"]["pretrain"]["mask"] == 0.75
+    assert metadata["recipe"]["pack"] == packed.hash
+    # And training takes it.
+    store = Store(tmp_path / "store", ViewRecipe(windows=((1, 1.0),)), [], 5, packed.hash, clean=True)
+    teach_labels(packed, store)
+    stream = Stream(packed, store, store.recipe, batch=8, rate_hz=RATE_HZ)
+    trained = TrainConfig(steps=2, batch=8, workers=0, precision="fp32", ema=0.0)
+    assert load_model(train(tmp_path / "train", stream, trained, init=load_model(tmp_path / "run"))).spec == NARROW
+
+
+def test_a_run_that_was_stopped_goes_on_exactly(packed: Pack, tmp_path: Path) -> None:
+    config = PretrainConfig(**SHORT)
+    whole = load_model(pretrain(tmp_path / "whole", packed, config, reporter=Listener())).state_dict()
+    with pytest.raises(Interrupted, match="step 2 of 6"):
+        pretrain(tmp_path / "parts", packed, config, reporter=Listener(stop_at=2))
+    parts = load_model(pretrain(tmp_path / "parts", packed, config, reporter=Listener())).state_dict()
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    logs = [[(row["step"], row["loss"]) for row in read_log(tmp_path / name)] for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert pretrain(tmp_path / "parts", packed, config) == tmp_path / "parts" / "model.safetensors"
+    with pytest.raises(InputError, match="another pretrain and views"):
+        pretrain(tmp_path / "parts", packed, PretrainConfig(**{**SHORT, "steps": 7}))
+    (tmp_path / "parts" / "state.pt").write_bytes(b"no state")
+    with pytest.raises(InputError, match="no state of a warm-up"):
+        pretrain(tmp_path / "parts", packed, config)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_that_keeps_the_checkpoint(
+    packed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Interrupted):
+        pretrain(tmp_path, packed, PretrainConfig(**SHORT), reporter=Listener(stop_at=1))
+    before = (tmp_path / "state.pt").read_bytes()
+    monkeypatch.setattr(MaskedAutoencoder, "targets", lambda self, mel: mel.new_full((8, 24, 256), float("nan")))
+    with pytest.raises(CedEdgeError, match="not finite at step 1"):
+        pretrain(tmp_path, packed, PretrainConfig(**SHORT))
+    assert (tmp_path / "state.pt").read_bytes() == before
+
+
+def test_a_warm_up_that_learns_nothing_is_told(packed: Pack, tmp_path: Path) -> None:
+    listener = Listener()
+    pretrain(tmp_path, packed, PretrainConfig(**{**SHORT, "lr": 1e-9}), reporter=listener)
+    assert len(listener.warnings) == 1
+    assert "no better than guessed" in listener.warnings[0]
+
+
+def test_every_problem_of_a_config_is_named_at_once() -> None:
+    with pytest.raises(InputError) as e:
+        PretrainConfig(size="huge", steps=0, mask=1.0, seconds=11.0, decoder_width=50, lr=0.0, seed=-1, warmup=1.0)
+    for flag in ("--size", "--steps", "--mask", "--seconds", "--decoder-width", "--lr", "--seed", "--warmup"):
+        assert flag in str(e.value)
+
+
+def test_the_longest_window_fits_the_time_embedding() -> None:
+    assert patches(NARROW, 10 * RATE_HZ) == 248
+
+
+def test_command_line(packed: Pack, tmp_path: Path) -> None:
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in SHORT.items()]
+    command = ["pretrain", f"--pack={packed.location}", f"--out={tmp_path / 'run'}", *flags, "--no-sinusoids"]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout.strip() == str(tmp_path / "run" / "model.safetensors")
+    with pytest.raises(InputError, match="add --resume"):
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert CliRunner().invoke(cli, [*command, "--resume"], catch_exceptions=False).exit_code == 0
+    with pytest.raises(InputError, match="--mask"):
+        CliRunner().invoke(cli, [*command, "--resume", "--mask=2"], catch_exceptions=False)
