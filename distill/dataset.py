@@ -124,6 +124,7 @@ class Views(IterableDataset[Batch]):
     def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
         last = self._loaded
         if last is None or last.shard != shard:
+            last = self._loaded = None  # one shard at a time in memory
             clips = read_shard(stream.pack, shard)
             ids, waves, rms = [c.id for c in clips], [c.wave for c in clips], [clip_rms(c.wave) for c in clips]
         elif last.epoch == epoch:

@@ -298,6 +298,7 @@ class Waves(Views):
 
     def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
         if self._loaded is None or self._loaded.shard != shard:
+            self._loaded = None  # one shard at a time in memory
             clips = read_shard(stream.pack, shard)
             sounds: list[NDArray[np.int16]] = [c.wave for c in clips]
             nothing = np.zeros((len(clips), 0), np.float32)

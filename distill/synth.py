@@ -28,11 +28,11 @@ Float32 = NDArray[np.float32]
 
 VERSION = 1
 """Of the recipes: raised whenever a clip of the same seed and index would sound different."""
-MIX_CHANCE = 0.25
+MIX_CHANCE = 0.15
 """Share of clips that hold two sounds."""
-PEAK_DBFS = (-24.0, -3.0)
+PEAK_DBFS = (-18.0, -3.0)
 """Peak of a clip's sound."""
-FLOOR_DB = (-60.0, -28.0)
+FLOOR_DB = (-60.0, -35.0)
 """RMS of the background relative to the peak of the sound."""
 SILENCE = next(r for r in RECIPES if r.name == "Silence")
 SILENCE_DBFS = (-70.0, -60.0)

@@ -56,8 +56,8 @@ T3_CADENCE_S = (0.5, 0.5, 0.5, 0.5, 0.5, 1.5)
 
 
 def sine_wave(rng: Generator, samples: int, rate_hz: int) -> Wave:
-    """One steady sine, kept away from 350 to 480 Hz, where it would be a dial tone."""
-    hz = log_uniform(rng, 150, 340) if rng.uniform() < 0.25 else log_uniform(rng, 500, min(4000, 0.42 * rate_hz))
+    """One steady sine, above the pitch at which it would be a dial tone."""
+    hz = log_uniform(rng, 550, 1800)
     return sine(cycles(rng, hz, samples, rate_hz)) * held(rng, samples, rate_hz)
 
 
@@ -98,7 +98,7 @@ def harmonic(rng: Generator, samples: int, rate_hz: int) -> Wave:
 
 def beep(rng: Generator, samples: int, rate_hz: int) -> Wave:
     """Short high tones of one pitch, at irregular distances."""
-    hz, on_s = log_uniform(rng, 700, 3800), log_uniform(rng, 0.06, 0.3)
+    hz, on_s = log_uniform(rng, 800, 2500), log_uniform(rng, 0.06, 0.25)
     pieces, t = [], rng.uniform(0.0, 0.25 * samples / rate_hz)
     while t < samples / rate_hz - 0.05:
         pieces.append((t, t + on_s))
@@ -211,9 +211,7 @@ BELL_RATIOS = (1.0, 2.0, 2.4, 3.0, 4.5)
 
 def ding(rng: Generator, samples: int, rate_hz: int) -> Wave:
     """A small piece of metal struck once to three times."""
-    one = strike(
-        rng, log_uniform(rng, 1200, min(4200, 0.4 * rate_hz)), log_uniform(rng, 0.15, 0.8), rate_hz, BAR_RATIOS
-    )
+    one = strike(rng, log_uniform(rng, 1700, min(4000, 0.4 * rate_hz)), log_uniform(rng, 0.2, 0.8), rate_hz, BAR_RATIOS)
     wave = np.zeros(samples)
     t = rng.uniform(0.0, 0.35) * samples / rate_hz
     for _ in range(rng.integers(1, 4)):
@@ -283,12 +281,12 @@ def alarm_clock(rng: Generator, samples: int, rate_hz: int) -> Wave:
     """A digital alarm clock: four quick beeps each second."""
     on_s = rng.uniform(0.05, 0.08)
     pattern = (on_s, on_s) * 3 + (on_s, 1.0 - 7 * on_s)
-    return piezo(rng, rng.uniform(1900, 3600), samples, rate_hz) * cadence(rng, samples, rate_hz, pattern)
+    return piezo(rng, rng.uniform(1950, 2800), samples, rate_hz) * cadence(rng, samples, rate_hz, pattern)
 
 
 def smoke_alarm(rng: Generator, samples: int, rate_hz: int) -> Wave:
     """A smoke detector: three long shrill tones, a pause."""
-    return piezo(rng, rng.uniform(2900, 3400), samples, rate_hz) * cadence(rng, samples, rate_hz, T3_CADENCE_S)
+    return piezo(rng, rng.uniform(3000, 3400), samples, rate_hz) * cadence(rng, samples, rate_hz, T3_CADENCE_S)
 
 
 def reversing_beeps(rng: Generator, samples: int, rate_hz: int) -> Wave:

@@ -128,8 +128,14 @@ def has_fast_bf16(kind: str) -> bool:
 
 
 def new_student(store: Store, stream: Stream, config: TrainConfig) -> CED:
-    """A student with initial weights; its head may start at the mean of the stored answers."""
+    """A student with initial weights; its head may start at the mean of the stored answers.
+
+    Every residual branch starts at 0, which learns a little faster from a cold start.
+    """
     model = CED(size(config.size))
+    for name, weight in model.named_parameters():
+        if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+            torch.nn.init.zeros_(weight)
     if config.prior_bias:
         shards = stream.pack.shards[:16]
         epoch = CLEAN_EPOCH if store.clean else 0

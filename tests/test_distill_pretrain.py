@@ -59,15 +59,15 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    """Twenty clips of two seconds in two shards: sweeps over faint noise, which can be foretold from a part."""
+    """Twenty clips of two seconds in two shards: a buzz that dies away every 160 ms, so a part tells the rest."""
     folder = tmp_path_factory.mktemp("audio")
     rng = np.random.default_rng(0)
     t = np.arange(2 * RATE_HZ) / RATE_HZ
     clips = []
     for i in range(20):
-        sweep = np.sin(2 * np.pi * (rng.uniform(200, 4_000) * t + rng.uniform(-400, 400) * t**2))
+        wave = np.exp(-4 * ((6.25 * t + rng.uniform()) % 1)) * (np.arange(len(t)) % 128 == 0)
         path = folder / f"{i}.wav"
-        soundfile.write(path, 0.5 * sweep + 0.01 * rng.standard_normal(len(t)), RATE_HZ)
+        soundfile.write(path, wave, RATE_HZ)
         clips.append(Clip(path.name, path, (i,), None))
     return pack(clips, folder / "pack", PackConfig(workers=1, clips_per_shard=10))
 
@@ -158,11 +158,11 @@ def test_the_loss_is_the_error_on_the_hidden_patches() -> None:
     mae, wave = autoencoder().eval(), torch.randn(2, RATE_HZ)
     order, visible = shuffles(0, 0, 2, 24), 6
     mel = mae.student.front_end(wave)
-    imagined, wanted = mae.fill_in(mel, order, visible, 5), mae.targets(mel)
+    imagined, wanted = mae.fill_in(mel, order, visible, 5).detach(), mae.targets(mel)
     errors = [
         float((imagined[b, i] - wanted[b, order[b, visible + i]]).square().mean()) for b in range(2) for i in range(18)
     ]
-    assert float(mae(wave, order, visible, 5)) == pytest.approx(np.mean(errors), rel=1e-5)
+    assert mae(wave, order, visible, 5).item() == pytest.approx(np.mean(errors), rel=1e-5)
 
 
 def test_what_is_filled_in_depends_on_where_it_is_and_not_on_the_order_of_the_shuffle() -> None:
@@ -208,12 +208,12 @@ def test_windows_differ_from_pass_to_pass(packed: Pack) -> None:
 
 
 def test_it_learns_and_leaves_a_student_to_start_from(packed: Pack, tmp_path: Path) -> None:
-    config = PretrainConfig(**{**SHORT, "steps": 60, "lr": 3e-3, "log_every": 5, "workers": 1})
+    config = PretrainConfig(**{**SHORT, "steps": 80, "lr": 5e-3, "log_every": 5, "workers": 1})
     listener = Listener()
     path = pretrain(tmp_path / "run", packed, config, reporter=listener)
     losses = [row["loss"] for row in read_log(tmp_path / "run")]
-    assert len(losses) == 12
-    assert np.mean(losses[-3:]) < 0.85 * losses[0]
+    assert len(losses) == 16
+    assert np.mean(losses[-5:]) < 0.9  # 1 is what guessing gives
     assert "(1 knows nothing)" in listener.texts[-1]
     model = load_model(path)
     assert model.spec == NARROW

@@ -18,6 +18,9 @@ BoolArray = NDArray[np.bool_]
 class Teacher(Protocol):
     """Maps (B, samples) at `rate_hz` in [-1, 1] to (B, 527) probabilities.
 
+    A teacher may have a method `hearing(rate_hz)` that gives the same teacher for audio at another rate, where it can
+    take that by itself and cheaper than resampled.
+
     Clips are zero-padded at the end to `min_samples`. The answer for a clip does not depend on the other clips of
     the batch and is the same every time; classes that are not `known` are 0.
     """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,13 @@ class HuggingFaceTeacher:
         transformers = _transformers(name)
         with _one_line(folder):
             self._features: Any = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            self._model: Any = transformers.AutoModelForAudioClassification.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
+            model, info = transformers.AutoModelForAudioClassification.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
+        if missing := sorted(info["missing_keys"]):
+            # transformers would fill them with random numbers and go on.
+            raise InputError(f"{folder} is no usable Hugging Face audio classifier: its weights lack {missing[0]}")
+        self._model: Any = model
         self._model.eval().to(device)
         self.rate_hz = int(self._features.sampling_rate)
         self.min_samples = self.rate_hz
@@ -137,6 +140,7 @@ def _transformers(name: str) -> Any:
         import transformers
     except ImportError as e:
         raise InputError(f"teacher {name} needs transformers: pip install transformers") from e
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
@@ -144,7 +148,7 @@ def _transformers(name: str) -> Any:
 def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, json.JSONDecodeError) as e:
+    except Exception as e:  # transformers, safetensors and pickle each raise their own
         raise InputError(f"{folder} is no usable Hugging Face audio classifier: {_first_line(e)}") from e
 
 

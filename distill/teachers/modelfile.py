@@ -24,6 +24,8 @@ from distill.teachers.base import BoolArray, pad_short, window_starts
 Float32 = NDArray[np.float32]
 FREE_MIN_SAMPLES = 16_000
 """Shorter clips are zero-padded to this before a file whose input length is free."""
+CLIPS_AT_ONCE = 8
+"""Through YAMNet's front end."""
 OUTPUTS = ("prob", "logits")
 
 
@@ -86,7 +88,9 @@ class ModelFileTeacher:
     def _pieces(self, wave: Tensor) -> Float32:
         """(B, samples) -> what the file takes, (B, N, samples) or (B, N, frames, mels)."""
         if self._patches:
-            x, size, hop = self._front_end(wave), yamnet.PATCH_FRAMES, yamnet.PATCH_HOP_FRAMES
+            # A few clips at a time stay in the cache.
+            x = torch.cat([self._front_end(clips) for clips in torch.split(wave, CLIPS_AT_ONCE)])
+            size, hop = yamnet.PATCH_FRAMES, yamnet.PATCH_HOP_FRAMES
         elif self.window:
             x, size, hop = wave, self.window, self.window // 2
         else:

@@ -84,6 +84,14 @@ _KNOWN = (
         45.9,
     ),
     Known(
+        "yamnet",
+        "YAMNet, waveform of 0.975 s at 16 kHz, 521 classes",
+        "https://storage.googleapis.com/mediapipe-models/audio_classifier/yamnet/float32/1/yamnet.tflite",
+        "Apache-2.0",
+        30.6,
+        class_map=True,
+    ),
+    Known(
         "yamnet_spectra_in",
         "YAMNet, int8, log-mel patches of 16 kHz audio, 521 classes",
         "https://raw.githubusercontent.com/google-coral/coralmicro/main/models/yamnet_spectra_in.tflite",
@@ -156,4 +164,4 @@ def download(url: str, path: Path, sha256: str, progress: Progress | None = None
             if digest.hexdigest() != sha256:
                 raise CedEdgeError(f"{url} gave {done} bytes of sha256 {digest.hexdigest()}, not {sha256}: not kept")
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as e:
-        raise CedEdgeError(f"cannot fetch {url}: {e}") from e
+        raise CedEdgeError(f"cannot fetch {url}: {getattr(e, 'reason', e)}") from e

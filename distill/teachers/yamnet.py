@@ -52,5 +52,6 @@ class YamnetFrontEnd(nn.Module):
         rest = -(wave.shape[1] - FRAME) % HOP
         wave = F.pad(wave, (shift, shift + rest))
         spectrum = torch.stft(wave, N_FFT, HOP, FRAME, self.window, center=False, return_complex=True)
-        mel = torch.matmul(self.filters, spectrum.abs())  # (B, 64, T)
+        magnitude = spectrum.real.square().add_(spectrum.imag.square()).sqrt_()
+        mel = torch.matmul(self.filters, magnitude)  # (B, 64, T)
         return (mel + 1e-3).log_().transpose(1, 2)

@@ -1,0 +1,479 @@
+"""Teaching: teacher and student hear the same arrays, and a store is the same however it was written."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import distill.teach
+from ced_edge.checkpoint import save_model
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.manifest import Clip, read_manifest
+from ced_edge.model import CED
+from ced_edge.spec import ModelSpec
+from distill.dataset import Stream, Views
+from distill.ensemble import Ensemble
+from distill.pack import PackConfig, pack
+from distill.shards import Pack, read_shard
+from distill.store import CLEAN_EPOCH, Store
+from distill.teach import Job, local_device, teach, teach_labels, units
+from distill.teachers import TeacherSpec, load_teachers, parse_teachers
+from distill.views import INT16_SCALE, ViewRecipe
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE_HZ = 16_000
+N = 527
+RECIPE = ViewRecipe(windows=((2, 0.5), (1, 1.0)))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
+    """Four shards of six clips, 0.2 to 1.5 s of noise."""
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    clips = []
+    for i in range(24):
+        wave = rng.normal(0.0, 0.1, int(rng.uniform(0.2, 1.5) * RATE_HZ))
+        soundfile.write(folder / f"{i}.wav", wave, RATE_HZ)
+        clips.append(Clip(f"{i}.wav", folder / f"{i}.wav", (i, i + 100), None))
+    return pack(clips, folder / "pack", PackConfig(clips_per_shard=6, workers=1))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherSpec:
+    """A real teacher that is cheap to run."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("teacher") / "narrow.safetensors"
+    save_model(path, CED(ModelSpec(width=48, heads=3, depth=1)).eval(), {})
+    return TeacherSpec("narrow", str(path))
+
+
+def job_for(packed: Pack, teacher: TeacherSpec, folder: Path, **changes: Any) -> Job:
+    described = Ensemble(load_teachers([teacher]), packed.rate_hz).describe()
+    store = Store(folder, RECIPE, described, 20, packed.hash)
+    return Job(packed, dataclasses.replace(store, **changes), (teacher,))
+
+
+@pytest.fixture(scope="module")
+def by_one(packed: Pack, teacher: TeacherSpec, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a store that one process wrote in one go."""
+    job = job_for(packed, teacher, tmp_path_factory.mktemp("one"))
+    teach(job)
+    return files(job.store.path)
+
+
+# The same array
+
+
+class Listener:
+    """A teacher that remembers what it was given, and whose answer tells what that was."""
+
+    name, rate_hz, sha256, min_samples, device = "listener", RATE_HZ, "0" * 64, 1, torch.device("cpu")
+    known = np.ones(N, np.bool_)
+
+    def __init__(self) -> None:
+        self.heard: list[NDArray[np.float32]] = []
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        self.heard += [row.copy() for row in wave.numpy()]
+        return torch.from_numpy(np.stack([fingerprint(row) for row in wave.numpy()]))
+
+
+def fingerprint(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities (527,) that hang on every bit of a wave; 8 bits hold them exactly."""
+    rng = np.random.default_rng(list(hashlib.sha256(wave.tobytes()).digest()))
+    p = np.zeros(N, np.float32)
+    p[rng.choice(N, 8, replace=False)] = np.square(rng.integers(1, 256, 8).astype(np.float32) / np.float32(255.0))
+    return p
+
+
+@pytest.fixture
+def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
+    one = Listener()
+    monkeypatch.setattr(distill.teach, "load_teachers", lambda specs, device: [one])
+    return one
+
+
+def listened(packed: Pack, listener: Listener, folder: Path, **changes: Any) -> Job:
+    described = Ensemble([listener], packed.rate_hz).describe()
+    store = dataclasses.replace(Store(folder, RECIPE, described, 20, packed.hash), **changes)
+    return Job(packed, store, (TeacherSpec("listener", "none"),))
+
+
+def test_student_hears_what_the_teacher_heard(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+    """Bit for bit, for every clip and epoch; and the answer it learns from is the one about that very array."""
+    job = listened(packed, listener, tmp_path)
+    teach(job)
+    assert len(listener.heard) == packed.clips * RECIPE.epochs
+    told = {wave.tobytes() for wave in listener.heard}
+    assert len(told) == len(listener.heard)
+
+    stream = Stream(packed, job.store, RECIPE, batch=4, rate_hz=RATE_HZ)
+    learnt: list[bytes] = []
+    for batch in itertools.islice(Views(stream), packed.clips * RECIPE.epochs // 4):
+        for wave, target in zip(batch.wave.numpy(), batch.target.numpy(), strict=True):
+            np.testing.assert_array_equal(target, fingerprint(wave))
+            learnt.append(wave.tobytes())
+    assert sorted(learnt) == sorted(told)
+
+
+def test_two_students_hear_what_the_teacher_heard(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+    job = listened(packed, listener, tmp_path)
+    teach(job)
+    streams = [Stream(packed, job.store, RECIPE, 6, RATE_HZ, rank=r, world=2) for r in range(2)]
+    batches = [b for s in streams for b in itertools.islice(Views(s), packed.clips * RECIPE.epochs // 12)]
+    assert sorted(w.tobytes() for b in batches for w in b.wave.numpy()) == sorted(w.tobytes() for w in listener.heard)
+
+
+def test_clean_epoch_hears_whole_clips(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+    job = listened(packed, listener, tmp_path, clean=True)
+    teach(job)
+    waves = [clip.wave * INT16_SCALE for shard in packed.shards for clip in read_shard(packed, shard)]
+    assert [w.tobytes() for w in listener.heard] == [w.tobytes() for w in waves]
+    first = packed.shards[0]
+    dense, _ = job.store.read(CLEAN_EPOCH, first.name, first.clips).dense("zero")
+    np.testing.assert_array_equal(dense, [fingerprint(w) for w in waves[: first.clips]])
+
+
+def test_what_is_done_is_not_heard_again(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+    job = listened(packed, listener, tmp_path)
+    counts: list[int] = []
+    teach(job, progress=counts.append)
+    n, before = len(listener.heard), files(tmp_path)
+    assert sum(counts) == n == packed.clips * RECIPE.epochs
+    teach(job, progress=counts.append)
+    assert (len(listener.heard), sum(counts)) == (n, 2 * n)
+    job.store.file(1, packed.shards[2].name).unlink()
+    teach(job, progress=counts.append)
+    assert (len(listener.heard), sum(counts)) == (n + 6, 3 * n)
+    assert files(tmp_path) == before
+
+
+# The same bytes
+
+TEACH = """
+import pickle, sys
+from distill.teach import teach
+
+if __name__ == "__main__":
+    with open(sys.argv[1], "rb") as f:
+        teach(pickle.load(f), workers=int(sys.argv[2]))
+"""
+
+KILL = """
+import os, pickle, random, signal, sys, time
+import torch
+import pyarrow.parquet  # all that is imported once need not be imported by every child
+from distill.teach import teach
+
+with open(sys.argv[1], "rb") as f:
+    job = pickle.load(f)
+attempts, chance = int(sys.argv[2]), random.Random(0)
+torch.set_num_threads(1)
+
+
+def child(die_at=0):
+    # Dies at the given call of a Python or C function, counted from the start; says how many there were.
+    calls = 0
+
+    def count(*_):
+        nonlocal calls
+        calls += 1
+        if calls == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid:
+        return pid
+    sys.setprofile(count)
+    teach(job)
+    sys.setprofile(None)
+    (job.store.path.parent / "calls").write_text(str(calls))
+    os._exit(0)
+
+
+def finished(pid):
+    status = os.waitpid(pid, 0)[1]
+    assert status in (0, signal.SIGKILL), status
+    if status == 0:
+        os.rename(job.store.path, f"{job.store.path}-{sum(counts)}")
+    return status == 0
+
+
+counts, start = [0, 0], time.monotonic()
+assert finished(child())
+seconds, calls = time.monotonic() - start, int((job.store.path.parent / "calls").read_text())
+for i in range(attempts):
+    if i % 2:
+        pid = child()
+        time.sleep(chance.uniform(0.0, seconds / 2))
+        os.kill(pid, signal.SIGKILL)
+    else:
+        pid = child(chance.randrange(1, calls // 2))
+    counts[finished(pid)] += 1
+assert finished(child())
+print(*counts)
+"""
+
+
+def run_script(folder: Path, code: str, job: Job, *args: object, launcher: tuple[str, ...] = ()) -> str:
+    """What a child Python, or what `launcher` starts it with, prints."""
+    done = subprocess.run(command(folder, code, job, *args, launcher=launcher), **CHILD, check=False, timeout=500)
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+def command(folder: Path, code: str, job: Job, *args: object, launcher: tuple[str, ...] = ()) -> list[str]:
+    script, pickled = folder / "script.py", folder / "job.pickle"
+    script.write_text(code)
+    pickled.write_bytes(pickle.dumps(job))
+    return [sys.executable, *launcher, str(script), str(pickled), *map(str, args)]
+
+
+CHILD: dict[str, Any] = {
+    "env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    "stdout": subprocess.PIPE,
+    "stderr": subprocess.PIPE,
+    "text": True,
+}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def test_one_process(packed: Pack, by_one: dict[str, bytes]) -> None:
+    shards = [f"e{epoch:03d}/{shard.name}.parquet" for epoch in range(RECIPE.epochs) for shard in packed.shards]
+    assert sorted(by_one) == sorted([*shards, "store.json"])
+
+
+def test_several_workers(packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path) -> None:
+    job, counts = job_for(packed, teacher, tmp_path / "store"), []
+    teach(job, workers=2, progress=counts.append)
+    assert files(job.store.path) == by_one
+    assert counts == [6] * 4 * RECIPE.epochs
+
+
+def test_torchrun(packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path) -> None:
+    job = job_for(packed, teacher, tmp_path / "store")
+    run_script(tmp_path, TEACH, job, 1, launcher=TORCHRUN)
+    assert files(job.store.path) == by_one
+
+
+@pytest.mark.parametrize("attempts", [24, pytest.param(400, marks=pytest.mark.slow)])
+def test_killed_and_resumed(
+    packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path, attempts: int
+) -> None:
+    """SIGKILL at random calls and at random times; every time it goes on until it is done, and then from the start."""
+    job = job_for(packed, teacher, tmp_path / "store")
+    killed, finished = map(int, run_script(tmp_path, KILL, job, attempts).split())
+    assert killed + finished == attempts
+    assert killed > attempts / 2
+    stores = sorted(tmp_path.glob("store-*"))
+    assert len(stores) == finished + 2
+    assert all(files(store) == by_one for store in stores)
+
+
+@pytest.mark.slow
+def test_killed_with_workers(packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path) -> None:
+    job, chance = job_for(packed, teacher, tmp_path / "store"), random.Random(0)
+    for _ in range(6):
+        parent = subprocess.Popen(command(tmp_path, TEACH, job, 2), **CHILD)
+        wanted = len(list(tmp_path.rglob("*.parquet"))) + 1
+        while parent.poll() is None and len(list(tmp_path.rglob("*.parquet"))) < wanted:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.0, 0.05))
+        parent.kill()
+        parent.communicate()  # returns when the workers, too, have let go of stderr
+    run_script(tmp_path, TEACH, job, 2)
+    assert files(job.store.path) == by_one
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_workers_at_once(
+    packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path
+) -> None:
+    slow = TEACH.replace("import pickle", "import time, distill.teach\nimport pickle").replace(
+        "if __name__", "distill.teach.Classroom.answer = lambda *_: time.sleep(60)\n\nif __name__"
+    )
+    job = job_for(packed, teacher, tmp_path / "store")
+    parent = subprocess.Popen(command(tmp_path, slow, job, 2), start_new_session=True, **CHILD)
+    while not (job.store.path / "store.json").exists():
+        time.sleep(0.05)
+    time.sleep(15)  # the workers are at work by now
+    os.killpg(parent.pid, signal.SIGINT)
+    assert "KeyboardInterrupt" in parent.communicate(timeout=20)[1]
+    teach(job)
+    assert files(job.store.path) == by_one
+
+
+@pytest.mark.slow
+def test_worker_that_dies_is_an_error(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
+    """As the kernel does when memory runs out: teaching must not wait for it forever."""
+    dying = TEACH.replace(
+        "if __name__", "import distill.teach, os\ndistill.teach.Classroom.answer = lambda *_: os._exit(9)\nif __name__"
+    )
+    dying = dying.replace("        teach(", "        try: teach(").replace(
+        "[2]))", "[2]))\n        except Exception as e: print(type(e).__name__, e)"
+    )
+    job = job_for(packed, teacher, tmp_path / "store")
+    assert run_script(tmp_path, dying, job, 2).startswith("CedEdgeError a worker process died")
+
+
+def test_a_store_may_grow(packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path) -> None:
+    short = job_for(packed, teacher, tmp_path, recipe=dataclasses.replace(RECIPE, windows=((1, 0.5),)))
+    teach(short)
+    teach(job_for(packed, teacher, tmp_path))
+    assert files(tmp_path) == by_one
+    teach(short)
+    assert files(tmp_path) == by_one
+
+
+def test_ranks_share_the_shards(
+    packed: Pack, teacher: TeacherSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each shard is one rank's alone, so that a machine fetches only its own."""
+    job = job_for(packed, teacher, tmp_path)
+    whole, parts = units(job), []
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        parts.append(units(job))
+    assert sorted((s.name, e) for part in parts for s, e in part) == sorted((s.name, e) for s, e in whole)
+    names = [{shard.name for shard, _ in part} for part in parts]
+    assert sum(map(len, names)) == len(set().union(*names)) == len(packed.shards)
+
+
+def test_each_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert [local_device(d) for d in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [local_device(d) for d in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda:3", "cuda:1"]
+
+
+def test_teaching_leaves_the_threads_as_they_were(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        teach(listened(packed, listener, tmp_path))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# Refusals
+
+
+def test_another_pack_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="another pack"):
+        teach(job_for(packed, teacher, tmp_path, pack="0" * 64))
+    assert files(tmp_path) == {}
+
+
+def test_another_recipe_is_refused(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+    job = listened(packed, listener, tmp_path)
+    teach(job)
+    before = files(tmp_path)
+    for changes, named in (({"seed": 1}, "recipe"), ({"windows": ((3, 1.0),)}, "windows")):
+        other = dataclasses.replace(job.store, recipe=dataclasses.replace(RECIPE, **changes))
+        with pytest.raises(InputError, match=named):
+            teach(dataclasses.replace(job, store=other))
+    assert files(tmp_path) == before
+
+
+def test_another_teacher_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
+    """Whether the store's header says so or the file was exchanged in the meantime."""
+    other = tmp_path / "other.safetensors"
+    save_model(other, CED(ModelSpec(width=48, heads=3, depth=1)).eval(), {})
+    job = job_for(packed, teacher, tmp_path / "store")
+    job.store.create()
+    changed = dataclasses.replace(job, teachers=(TeacherSpec("narrow", str(other)),))
+    with pytest.raises(InputError, match="store of other teachers than these narrow"):
+        teach(changed)
+    with pytest.raises(InputError, match="store of another teachers"):
+        teach(job_for(packed, changed.teachers[0], tmp_path / "store"))
+    assert list(files(job.store.path)) == ["store.json"]
+
+
+def test_nan_is_an_error(packed: Pack, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Listener, "__call__", lambda self, wave: torch.full((len(wave), N), torch.nan))
+    job = listened(packed, listener, tmp_path)
+    clip = read_shard(packed, packed.shards[0])[0].id
+    with pytest.raises(CedEdgeError, match=f"NaN for clip {clip} of {packed.shards[0].name}"):
+        teach(job)
+    assert list(files(tmp_path)) == ["store.json"]
+
+
+def test_damaged_shard_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
+    shard = dataclasses.replace(packed.shards[0], path=str(tmp_path / "empty.tar"))
+    Path(shard.path).write_bytes(b"")
+    broken = dataclasses.replace(packed, shards=[shard])
+    with pytest.raises(InputError, match=r"empty\.tar"):
+        teach(job_for(broken, teacher, tmp_path / "store"))
+    assert list(files(tmp_path / "store")) == ["store.json"]
+
+
+# Labels as a teacher
+
+
+def labels_store(packed: Pack, folder: Path, k: int = 20) -> Store:
+    described = [{"name": "labels", "sha256": packed.hash, "rate_hz": packed.rate_hz, "n_known": N}]
+    return Store(folder, RECIPE, described, k, packed.hash, clean=True)
+
+
+def test_labels_as_a_teacher(packed: Pack, tmp_path: Path) -> None:
+    store = labels_store(packed, tmp_path)
+    teach_labels(packed, store)
+    before = files(tmp_path)
+    teach_labels(packed, store)
+    assert files(tmp_path) == before
+    for shard in packed.shards:
+        dense, _ = store.read(CLEAN_EPOCH, shard.name, shard.clips).dense("tail")
+        for row, clip in zip(dense, read_shard(packed, shard), strict=True):
+            assert np.flatnonzero(row).tolist() == list(clip.labels or ())
+            assert row.max() == 1.0
+
+
+def test_labels_that_are_missing_too_many_or_anothers(packed: Pack, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"has 2 labels: teaching takes 1 to 1"):
+        teach_labels(packed, labels_store(packed, tmp_path / "many", k=1))
+    other = dataclasses.replace(labels_store(packed, tmp_path / "other"), pack="0" * 64)
+    with pytest.raises(InputError, match="another pack"):
+        teach_labels(packed, other)
+
+
+# Real audio, real teachers
+
+
+@pytest.mark.slow
+def test_bytes_per_view_of_real_answers(shared: Path, tmp_path: Path) -> None:
+    clips = read_manifest(shared / "audio" / "esc10.csv", split="train")
+    packed = pack(clips, tmp_path / "pack", PackConfig(workers=1))
+    folder = shared / "teachers"
+    specs = parse_teachers([f"mn04={folder / 'mn04_as_mAP_432.pt'}", f"yamnet={folder / 'yamnet_spectra_in.tflite'}"])
+    described = Ensemble(load_teachers(specs), packed.rate_hz).describe()
+    store = Store(tmp_path / "store", ViewRecipe(windows=((2, 2.0),)), described, 20, packed.hash)
+    teach(Job(packed, store, tuple(specs)))
+    size = sum(len(content) for content in files(store.path).values())
+    print(json.dumps({"clips": packed.clips, "bytes_per_view": size / (2 * packed.clips)}))
+    assert size / (2 * packed.clips) <= 48
