@@ -56,22 +56,16 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line on stderr and an exit code."""
-    debug = "--debug" in sys.argv
+    # Wherever it stands: nobody looks up on which side of the subcommand it belongs.
+    debug = "--debug" in sys.argv[1:]
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as e:
-        sys.exit(e.exit_code)
+        cli.main([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("ced-edge: stopped", err=True)
         sys.exit(130)
-    except CedEdgeError as e:
-        if debug:
-            traceback.print_exc()
-        click.echo(f"ced-edge: {e}", err=True)
-        sys.exit(e.exit_code)
     except BrokenPipeError:
         # Whoever read our output has left; nothing more may be written to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -79,5 +73,11 @@ def main() -> None:
     except Exception as e:
         if debug:
             traceback.print_exc()
-        click.echo(f"ced-edge: unexpected {type(e).__name__}: {e} (--debug shows where)", err=True)
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
+        if isinstance(e, CedEdgeError):
+            click.echo(f"ced-edge: {' '.join(lines)}", err=True)
+            sys.exit(e.exit_code)
+        # Of many lines the first and the last one tell what and why.
+        told = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
+        click.echo(f"ced-edge: unexpected {type(e).__name__}: {told} (--debug shows where)", err=True)
         sys.exit(1)

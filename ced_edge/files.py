@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,20 @@ def read_json(path: Path) -> Any:
         raise InputError(f"no such file: {path}") from e
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as e:
         raise InputError(f"{path} is not readable JSON: {e}") from e
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises InputError when it is missing or no TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        raise InputError(f"no such file: {path}") from e
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
+        raise InputError(f"{path} is not readable TOML: {e}") from e
 
 
 def sha256_file(path: Path) -> str:

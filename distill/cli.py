@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from ced_edge.errors import InputError
+from ced_edge.files import read_toml
 from ced_edge.manifest import Clip, read_manifest
-from ced_edge.spec import SIZES
+from ced_edge.spec import N_CLASSES
 from distill.config import TrainConfig
 from distill.pack import PackConfig
 from distill.progress import say
@@ -39,22 +40,26 @@ def train_config(config: Path | None, flags: dict[str, Any], **defaults: Any) ->
     """Flags over the TOML file over `defaults`."""
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     given = {k: v for k, v in flags.items() if k in names and v is not None}
-    base = TrainConfig.read(config).to_dict() if config else {**TrainConfig().to_dict(), **defaults}
-    return TrainConfig.from_dict({**base, **given})
+    written = TrainConfig.read(config, **defaults) if config else TrainConfig(**defaults)
+    return TrainConfig.from_dict({**written.to_dict(), **given})
 
 
 def teacher_options(command: F) -> F:
     """--teacher and --teachers."""
-    command = click.option("--teachers", "teachers_toml", type=FILE, help="TOML file with one table per teacher.")(command)
+    command = click.option("--teachers", "teachers_toml", type=FILE, help="TOML file with one table per teacher.")(
+        command
+    )
     return click.option(
         "--teacher", "teacher", multiple=True, metavar="NAME=PATH", help="A teacher's file, folder or hub name; repeat."
     )(command)
 
 
 def view_options(command: F) -> F:
-    """--windows, --views and --seed-views."""
-    command = click.option("--view-seed", type=int, default=0, show_default=True, help="Decides all views.")(command)
-    command = click.option("--views", "views_toml", type=FILE, help="TOML file with any field of the view recipe.")(command)
+    """--windows, --views and --view-seed."""
+    command = click.option("--view-seed", type=int, help="Decides all views.  [default: 0]")(command)
+    command = click.option("--views", "views_toml", type=FILE, help="TOML file with any field of the view recipe.")(
+        command
+    )
     return click.option(
         "--windows", default=None, metavar="NxS,...", help="Epochs x seconds of the views, e.g. 20x2,4x5."
     )(command)
@@ -68,12 +73,14 @@ def parse_windows(text: str) -> tuple[tuple[int, float], ...]:
         raise InputError(f"--windows {text}: give EPOCHSxSECONDS, joined by commas, e.g. 20x2,4x5") from e
 
 
-def view_recipe(windows: str | None, toml: Path | None, seed: int, default: str) -> ViewRecipe:
-    """The view recipe that the flags ask for."""
-    fields = read_toml(toml) if toml else {}
-    if windows or "windows" not in fields:
-        fields["windows"] = parse_windows(windows or default)
-    return ViewRecipe.from_dict({"seed": seed, **fields})
+def view_recipe(windows: str | None, toml: Path | None, seed: int | None, default: str) -> ViewRecipe:
+    """The view recipe: flags over the TOML file over the windows `default`."""
+    fields = {"windows": parse_windows(default), **(read_toml(toml) if toml else {})}
+    if windows:
+        fields["windows"] = parse_windows(windows)
+    if seed is not None:
+        fields["seed"] = seed
+    return ViewRecipe.from_dict(fields)
 
 
 def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
@@ -90,7 +97,9 @@ def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> li
 
 def data_options(command: F) -> F:
     """DATA..., --split and --audio-root."""
-    command = click.option("--audio-root", type=DIRECTORY, help="What file names are relative to, if not the manifest.")(command)
+    command = click.option(
+        "--audio-root", type=DIRECTORY, help="What file names are relative to, if not the manifest."
+    )(command)
     command = click.option("--split", help="Only rows with this in the `split` column.")(command)
     return command
 
@@ -105,12 +114,19 @@ def data_options(command: F) -> F:
 @click.option("--workers", type=int, default=os.cpu_count() or 1, show_default=True)
 @click.option("--strict", is_flag=True, help="Fail when a file cannot be used.")
 @click.option("--json", "as_json", is_flag=True, help="Result as JSON.")
-def pack(data: tuple[Path, ...], split: str | None, audio_root: Path | None, out: Path, as_json: bool, **config: Any) -> None:
+def pack(
+    data: tuple[Path, ...], split: str | None, audio_root: Path | None, out: Path, as_json: bool, **config: Any
+) -> None:
     """Pack audio (manifests, AudioSet segment lists, folders) into WebDataset shards of FLAC."""
     from distill.pipeline import run_pack
 
     shards = run_pack(read_clips(data, split, audio_root), out, PackConfig(**config))
-    result = {"clips": shards.clips, "hours": shards.seconds / 3600, "shards": len(shards.shards), "rejected": shards.rejected}
+    result = {
+        "clips": shards.clips,
+        "hours": shards.seconds / 3600,
+        "shards": len(shards.shards),
+        "rejected": shards.rejected,
+    }
     click.echo(json.dumps(result) if as_json else f"{out}: {shards.clips} clips, {result['hours']:.2f} hours")
 
 
@@ -124,6 +140,7 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
     from distill.teachers import registry
 
     if name:
+        say(f"fetching {registry.by_name(name).url}")
         click.echo(registry.fetch(name, folder, sha256))
         return
     rows = registry.known()
@@ -132,7 +149,7 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
         return
     for row in rows:
         ap = f"mAP {row.mean_ap:.1f}" if row.mean_ap is not None else "mAP not published"
-        click.echo(f"{row.name:16} {ap:20} {row.licence:12} {row.url}")
+        click.echo(f"{row.name:16} {ap:20} {row.licence:12} {row.what}, {row.url}")
 
 
 @click.command()
@@ -146,27 +163,41 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
 @click.option("--workers", type=int, default=None, help="Processes on the CPU.  [default: one per core]")
 @click.option("--device", default="cpu", show_default=True)
 def teach(
-    pack_path: str, out: Path, teacher: tuple[str, ...], teachers_toml: Path | None, windows: str | None,
-    views_toml: Path | None, view_seed: int, k: int, clean: bool, labels: bool, workers: int | None, device: str,
+    pack_path: str,
+    out: Path,
+    teacher: tuple[str, ...],
+    teachers_toml: Path | None,
+    windows: str | None,
+    views_toml: Path | None,
+    view_seed: int | None,
+    k: int,
+    clean: bool,
+    labels: bool,
+    workers: int | None,
+    device: str,
 ) -> None:
     """Let the teachers answer every view of a pack, once, into a store. Under torchrun ranks share the work."""
-    from ced_edge.files import folder_lock
-    from distill.pipeline import run_teach
+    from distill.pipeline import process, run_lock, run_teach
     from distill.shards import Pack
     from distill.store import Store
     from distill.teach import teach_labels
     from distill.teachers import parse_teachers
 
     shards, views = Pack.open(pack_path), view_recipe(windows, views_toml, view_seed, "1x10")
-    if labels:
-        described = [{"name": "labels", "sha256": shards.hash, "rate_hz": shards.rate_hz, "n_known": 527}]
-        teach_labels(shards, Store(out, views, described, k, shards.hash, clean=True))
-        return
-    specs = parse_teachers(teacher, teachers_toml)
-    rank = os.environ.get("RANK", "0")
-    with folder_lock(out / f".rank{rank}"):
-        store = run_teach(shards, out, specs, views, k, device, workers, clean)
-    say(f"{out}: {store.bytes()} bytes for {shards.clips * len(store.epochs)} views")
+    if labels and (teacher or teachers_toml):
+        raise InputError("--labels are the only teacher: leave --teacher and --teachers out")
+    with run_lock(out):
+        if labels:
+            described = [{"name": "labels", "sha256": shards.hash, "rate_hz": shards.rate_hz, "n_known": N_CLASSES}]
+            store = Store(out, views, described, k, shards.hash, clean=True)
+            teach_labels(shards, store)
+        else:
+            store = run_teach(shards, out, parse_teachers(teacher, teachers_toml), views, k, device, workers, clean)
+    rank, world = process()
+    if world > 1:
+        say(f"{out}: process {rank} of {world} has done its share")
+    else:
+        say(f"{out}: {store.bytes()} bytes for {shards.clips * len(store.epochs)} views")
 
 
 @click.command()
@@ -179,29 +210,40 @@ def teach(
 @view_options
 @train_options
 def train(
-    pack_path: str, store_path: Path, out: Path, init: str | None, resume: bool, device: str, windows: str | None,
-    views_toml: Path | None, view_seed: int, config: Path | None, **flags: Any,
+    pack_path: str,
+    store_path: Path,
+    out: Path,
+    init: str | None,
+    resume: bool,
+    device: str,
+    windows: str | None,
+    views_toml: Path | None,
+    view_seed: int | None,
+    config: Path | None,
+    **flags: Any,
 ) -> None:
     """Train a student from a pack and a store. Under torchrun, data-parallel.
 
     The views are the store's own; --windows, --views and --view-seed are for stores of answers about clean clips.
     """
-    from ced_edge.files import folder_lock
-    from distill.pipeline import run_train
+    from distill.pipeline import process, run_lock, run_train
     from distill.shards import Pack
     from distill.store import Store
     from distill.train import STATE_NAME
 
     chosen = train_config(config, flags)
     store = Store.open(store_path)
-    views = view_recipe(windows, views_toml, view_seed, "1x10") if windows or views_toml else None
-    if views and not store.clean:
-        raise InputError(f"{store_path} knows its own views: leave --windows and --views out")
+    views = None
+    if windows or views_toml or view_seed is not None:
+        if not store.clean:
+            raise InputError(f"{store_path} knows its own views: leave --windows, --views and --view-seed out")
+        views = view_recipe(windows, views_toml, view_seed, "1x10")
     if (out / STATE_NAME).exists() and not resume:
         raise InputError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
-    rank = os.environ.get("RANK", "0")
-    with folder_lock(out / f".rank{rank}"):
-        click.echo(run_train(out, Pack.open(pack_path), store, chosen, init, device, views))
+    with run_lock(out):
+        weights = run_train(out, Pack.open(pack_path), store, chosen, init, device, views)
+    if process()[0] == 0:
+        click.echo(weights)
 
 
 @click.command()
@@ -214,8 +256,15 @@ def train(
 @click.option("--dtype", default="fp32", show_default=True, help="fp32 or bf16.")
 @click.option("--json", "as_json", is_flag=True)
 def evaluate(
-    checkpoint: str, data: tuple[Path, ...], split: str | None, audio_root: Path | None, out: Path | None, batch: int,
-    device: str, dtype: str, as_json: bool,
+    checkpoint: str,
+    data: tuple[Path, ...],
+    split: str | None,
+    audio_root: Path | None,
+    out: Path | None,
+    batch: int,
+    device: str,
+    dtype: str,
+    as_json: bool,
 ) -> None:
     """mAP over the classes present, per-class AP, and top-1 by group where the manifest has groups."""
     from ced_edge.checkpoint import find_checkpoint, load_model
@@ -254,25 +303,44 @@ def evaluate(
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON.")
 @train_options
 def distill(
-    data: tuple[Path, ...], split: str | None, audio_root: Path | None, eval_data: tuple[Path, ...],
-    eval_split: str | None, teacher: tuple[str, ...], teachers_toml: Path | None, windows: str | None,
-    views_toml: Path | None, view_seed: int, k: int, init: str | None, name: str | None, runs: Path,
-    clips_per_shard: int, strict: bool, device: str, as_json: bool, config: Path | None, **flags: Any,
+    data: tuple[Path, ...],
+    split: str | None,
+    audio_root: Path | None,
+    eval_data: tuple[Path, ...],
+    eval_split: str | None,
+    teacher: tuple[str, ...],
+    teachers_toml: Path | None,
+    windows: str | None,
+    views_toml: Path | None,
+    view_seed: int | None,
+    k: int,
+    init: str | None,
+    name: str | None,
+    runs: Path,
+    clips_per_shard: int,
+    strict: bool,
+    device: str,
+    as_json: bool,
+    config: Path | None,
+    **flags: Any,
 ) -> None:
     """The main job: pack, teach, train and evaluate, into runs/NAME. Asked twice, it goes on.
 
     Without --data it is a demonstration on synthesised sounds, with two small teachers trained on the spot.
     """
-    from distill import demo, pipeline
+    from distill import pipeline
     from distill.summary import show
     from distill.teachers import parse_teachers
 
     packing = PackConfig(clips_per_shard=clips_per_shard, strict=strict)
     if not data:
-        if teacher or teachers_toml or eval_data:
-            raise InputError("--teacher and --eval-data need --data: what should the student learn from?")
+        if teacher or teachers_toml or eval_data or views_toml:
+            raise InputError("--teacher, --eval-data and --views need --data: what should the student learn from?")
+        from distill import demo
+
         run = runs / (name or "demo")
-        plan = demo.plan(run, train_config(config, flags, **demo.TRAINING), windows, view_seed, device)
+        chosen = train_config(config, flags, **demo.TRAINING)
+        plan = demo.plan(run, chosen, parse_windows(windows) if windows else None, view_seed or 0, device)
     else:
         chosen = train_config(config, flags)
         specs = tuple(parse_teachers(teacher, teachers_toml))
@@ -286,5 +354,3 @@ def distill(
         click.echo(json.dumps(summary, indent=1))
     else:
         show(summary, run)
-
-

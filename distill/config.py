@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ced_edge.errors import InputError
+from ced_edge.files import read_toml
 from ced_edge.spec import SIZES
 
 
@@ -45,7 +46,8 @@ class TrainConfig:
     log_every: int = _option(10, "Steps between two lines of the log.")
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 0, "batch": 1, "repeats": 1, "workers": 0, "log_every": 1, "checkpoint_minutes": 0}
+        at_least = {"steps": 0, "batch": 1, "repeats": 1, "weight_decay": 0, "bce": 0, "kl": 0}
+        at_least |= {"seed": 0, "workers": 0, "checkpoint_minutes": 0, "log_every": 1}
         above_zero = ("lr", "clip")
         shares = ("warmup", "ema")
         chosen = {
@@ -54,18 +56,22 @@ class TrainConfig:
             "optimizer": ("adamw", "muon"),
             "precision": ("auto", "fp32", "bf16"),
         }
-
-        def get(name: str) -> Any:
-            return getattr(self, name)
-
-        problems = [f"{flag(n)} must be at least {low}, not {get(n)}" for n, low in at_least.items() if get(n) < low]
-        problems += [f"{flag(n)} must be above 0, not {get(n)}" for n in above_zero if not get(n) > 0]
+        get = self.to_dict().__getitem__
+        # The comparisons are written so that NaN is a problem too.
+        problems = [
+            f"{flag(n)} must be at least {low}, not {get(n)}"
+            for n, low in at_least.items()
+            if not low <= get(n) < math.inf
+        ]
+        problems += [f"{flag(n)} must be above 0, not {get(n)}" for n in above_zero if not 0 < get(n) < math.inf]
         problems += [f"{flag(n)} must be from 0 to below 1, not {get(n)}" for n in shares if not 0 <= get(n) < 1]
         problems += [
             f"unknown {flag(n)} {get(n)!r}: choose one of {', '.join(v)}" for n, v in chosen.items() if get(n) not in v
         ]
-        if min(self.bce, self.kl) < 0 or self.bce + self.kl == 0:
-            problems.append("--bce and --kl must not be negative, nor both 0")
+        if self.bce == self.kl == 0:
+            problems.append("--bce and --kl must not both be 0")
+        if self.seed >= 2**63:
+            problems.append(f"--seed must be below 2^63, not {self.seed}")
         if problems:
             raise InputError("; ".join(problems))
 
@@ -75,31 +81,23 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any], origin: str = "config") -> TrainConfig:
-        """The inverse of `to_dict`. Raises InputError on unknown keys and wrong types."""
-        known = {f.name: f for f in dataclasses.fields(cls)}
+        """The inverse of `to_dict`. Raises InputError naming all unknown keys and wrong types."""
+        known = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         unknown = sorted(set(fields) - set(known))
-        if unknown:
-            raise InputError(f"{origin}: unknown key {', '.join(unknown)}; there are {', '.join(known)}")
+        problems = [f"unknown key {', '.join(unknown)}; there are {', '.join(known)}"] if unknown else []
         for name, value in fields.items():
-            kind = type(known[name].default)
-            kinds = (int, float) if kind is float else (kind,)
-            if not isinstance(value, kinds) or isinstance(value, bool) != (kind is bool):
-                raise InputError(f"{origin}: {name} must be a {kind.__name__}, not {value!r}")
+            kind = known.get(name, type(value))
+            # A whole number is a float as well, but True is no number.
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                problems.append(f"{name} must be of type {kind.__name__}, not {value!r}")
+        if problems:
+            raise InputError(f"{origin}: " + "; ".join(problems))
         return cls(**fields)
 
     @classmethod
-    def read(cls, path: Path) -> TrainConfig:
-        """Read a TOML file whose keys are the fields of this class."""
-        if sys.version_info >= (3, 11):
-            import tomllib
-        else:
-            import tomli as tomllib
-        try:
-            return cls.from_dict(tomllib.loads(path.read_text()), str(path))
-        except FileNotFoundError as e:
-            raise InputError(f"no such file: {path}") from e
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-            raise InputError(f"{path} is not readable TOML: {e}") from e
+    def read(cls, path: Path, **defaults: Any) -> TrainConfig:
+        """Read a TOML file whose keys are fields of this class; `defaults` go before the class's own."""
+        return cls.from_dict({**defaults, **read_toml(path)}, str(path))
 
 
 def flag(name: str) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+import os
+import warnings
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ced_edge.errors import InputError
+from ced_edge.errors import CedEdgeError, InputError
 from distill.shards import Pack, Shard, read_shard
 from distill.store import CLEAN_EPOCH, Store
 from distill.views import ViewRecipe, clip_rms, draw, render
@@ -55,6 +58,19 @@ class Stream:
         return (turn // self.repeats) % self.recipe.epochs
 
 
+def check_readers(pack: Pack, batch: int, readers: int) -> None:
+    """Raise InputError when a pack has too few shards for so many readers, or too few clips for a batch of each."""
+    clips = sorted((shard.clips for shard in pack.shards), reverse=True)
+    if len(clips) < readers:
+        raise InputError(
+            f"{len(clips)} shards cannot feed {readers} readers: use fewer --workers, or pack again with a smaller "
+            "--clips-per-shard"
+        )
+    most = sum(clips[: math.ceil(len(clips) / readers)])
+    if most < batch:
+        raise InputError(f"a batch of {batch} is more than the {most} clips of a reader: use a smaller --batch")
+
+
 @dataclass
 class _Loaded:
     """The shard in memory and its answers for one epoch."""
@@ -89,16 +105,11 @@ class Views(IterableDataset[Batch]):
             W, w = info.num_workers, (info.id + self.first) % info.num_workers
             stream = replace(stream, rank=stream.rank * W + w, world=stream.world * W)
             skip = (self.first - w + W - 1) // W
-        if len(stream.pack.shards) < stream.world:
-            raise InputError(
-                f"{len(stream.pack.shards)} shards cannot feed {stream.world} readers: pack with fewer clips a shard"
-            )
+        check_readers(stream.pack, stream.batch, stream.world)
         turn = 0
         while True:
             rows = _plan(stream, turn)
             batches = len(rows) // stream.batch
-            if batches == 0:
-                raise InputError(f"a batch of {stream.batch} is more than the {len(rows)} clips of a reader")
             for i in range(skip, batches):
                 chosen = rows[i * stream.batch : (i + 1) * stream.batch]
                 views = [self._view(stream, int(shard), int(clip), stream.epoch(turn)) for shard, clip in chosen]
@@ -137,11 +148,49 @@ class Views(IterableDataset[Batch]):
         return self._loaded
 
 
-def loader(stream: Stream, first: int = 0, workers: int = 1) -> DataLoader[Batch]:
-    """Batches rendered ahead of the training step by `workers` processes (0: in this one)."""
-    return DataLoader(
-        Views(stream, first), batch_size=None, num_workers=workers, prefetch_factor=8 if workers else None
-    )
+class _Reported(IterableDataset["Batch | CedEdgeError"]):
+    """Errors as items: the loader would make a page of text of one that is raised in a worker."""
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def __iter__(self) -> Iterator[Batch | CedEdgeError]:
+        try:
+            yield from self.views
+        except CedEdgeError as e:
+            yield e
+
+
+def loader(stream: Stream, first: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
+    """Batches from number `first` on, rendered ahead of the training step by `workers` processes (0: in this one).
+
+    Closing it ends them. Raises InputError when the pack is too small for the batch or the number of readers.
+    """
+    check_readers(stream.pack, stream.batch, stream.world * max(1, workers))
+    with warnings.catch_warnings():
+        # torch counts the cores by OMP_NUM_THREADS, which torchrun sets to 1.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        data: DataLoader[Batch | CedEdgeError] = DataLoader(
+            _Reported(Views(stream, first)),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+            worker_init_fn=_leave_the_group,
+        )
+        return _raised(iter(data))
+
+
+def _raised(items: Iterator[Batch | CedEdgeError]) -> Generator[Batch, None, None]:
+    for item in items:
+        if isinstance(item, CedEdgeError):
+            raise item
+        yield item
+
+
+def _leave_the_group(_worker: int) -> None:
+    # A terminal's Ctrl-C and torchrun's termination go to the whole process group. They are for the parent alone,
+    # which finishes its step and saves, and needs batches until then.
+    os.setpgid(0, 0)
 
 
 def _plan(stream: Stream, turn: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,28 @@ from numpy.typing import NDArray
 
 from ced_edge.checkpoint import load_model
 from ced_edge.errors import InputError
-from ced_edge.files import folder_lock, read_json, sha256_json, write_json
+from ced_edge.files import folder_lock, read_json, sha256_file, sha256_json, write_json
 from ced_edge.labels import labels
 from ced_edge.manifest import Clip
+from ced_edge.model import CED
 from ced_edge.spec import size
 from distill.config import TrainConfig
-from distill.dataset import Stream
+from distill.dataset import Stream, check_readers
 from distill.ensemble import Ensemble
-from distill.evaluate import evaluate, evaluate_tagger
+from distill.evaluate import evaluate, evaluate_tagger, find_device
 from distill.pack import PackConfig, pack
 from distill.plots import plot_loss, plot_per_class_ap
 from distill.progress import TrainingBar, stage
 from distill.shards import Pack
 from distill.store import Store
-from distill.teach import Job, teach
+from distill.teach import Job, teach, units
 from distill.teachers import TeacherSpec, load_teachers
-from distill.train import train
+from distill.train import check_windows, train
 from distill.trainlog import read_log
 from distill.views import ViewRecipe
 
 SUMMARY_NAME = "summary.json"
+TIMES_NAME = "times.json"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,23 @@ class Plan:
 
 
 def run_all(plan: Plan) -> dict[str, Any]:
-    """Run every stage that is not done yet and return the summary, which is also written to `summary.json`."""
+    """Run every stage that is not done yet and return the summary, which is also written to `summary.json`.
+
+    What can be refused is refused before anything is done.
+    """
+    check(plan)
     with folder_lock(plan.run):
-        shards = run_pack(plan.clips, plan.run / "pack", plan.pack)
-        store = run_teach(shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device)
-        weights = run_train(plan.run, shards, store, plan.train, plan.init, plan.device)
+        with _timed(plan.run, "pack"):
+            shards = run_pack(plan.clips, plan.run / "pack", plan.pack)
+        check_readers(shards, plan.train.batch, max(1, plan.train.workers))
+        with _timed(plan.run, "teach"):
+            store = run_teach(shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device)
+        with _timed(plan.run, "train"):
+            weights = run_train(plan.run, shards, store, plan.train, plan.init, plan.device)
+        models: dict[str, Any] = {}
+        if plan.eval_clips:
+            with _timed(plan.run, "evaluate"):
+                models = run_evaluate(plan, weights, store)
         summary = {
             "note": plan.note,
             "size": plan.train.size,
@@ -72,77 +86,133 @@ def run_all(plan: Plan) -> dict[str, Any]:
             "views": shards.clips * len(store.epochs),
             "bytes_per_view": store.bytes() / (shards.clips * len(store.epochs)),
             "store": store.to_dict(),
-            "models": run_evaluate(plan, weights, store) if plan.eval_clips else {},
-            "stage_seconds": read_json(plan.run / "times.json"),
+            "models": models,
+            "stage_seconds": read_json(plan.run / TIMES_NAME),
         }
         write_json(plan.run / SUMMARY_NAME, summary)
         plot_loss(plan.run / "loss.png", [(int(row["step"]), row["loss"]) for row in read_log(plan.run)])
     return summary
 
 
+def check(plan: Plan) -> None:
+    """Raise InputError on what the stages would refuse only hours later."""
+    if process()[1] > 1:
+        raise InputError("distill is for one process: under torchrun use `ced-edge teach` and `ced-edge train`")
+    find_device(plan.device)
+    check_windows(size(plan.train.size), plan.views)
+    load_student(plan.init, plan.train)
+    if taken := {t.name for t in plan.teachers} & {"ensemble", "student"}:
+        raise InputError(f"a teacher cannot be named {taken.pop()}: write --teacher other-name=path")
+    Ensemble(load_teachers(plan.teachers), plan.pack.rate_hz)
+    if plan.eval_clips and not any(clip.labels for clip in plan.eval_clips):
+        raise InputError("no clip to evaluate on has labels: give manifests with a `labels` column as --eval-data")
+
+
+def process() -> tuple[int, int]:
+    """This process's rank, and how many there are: (0, 1) unless torchrun started it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep a second run out of `folder`; under torchrun the first process does it for all."""
+    with folder_lock(folder) if process()[0] == 0 else contextlib.nullcontext():
+        yield
+
+
 def run_pack(clips: Sequence[Clip], out: Path, config: PackConfig) -> Pack:
     """Stage 1: audio files -> shards."""
-    with _timed(out.parent, "pack"), stage("pack", len(clips)) as progress:
+    with stage("pack", len(clips)) as progress:
         return pack(clips, out, config, progress)
 
 
 def run_teach(
-    shards: Pack, out: Path, teachers: Sequence[TeacherSpec], views: ViewRecipe, k: int, device: str,
-    workers: int | None = None, clean: bool = False,
+    shards: Pack,
+    out: Path,
+    teachers: Sequence[TeacherSpec],
+    views: ViewRecipe,
+    k: int,
+    device: str,
+    workers: int | None = None,
+    clean: bool = False,
 ) -> Store:
-    """Stage 2: shards -> the ensemble's answers to every view."""
+    """Stage 2: shards -> the ensemble's answers to every view. Under torchrun processes share the shards."""
     described = Ensemble(load_teachers(teachers), shards.rate_hz).describe()
-    store = Store(out, views, described, k, shards.hash, clean)
-    with _timed(out.parent, "teach"), stage("teach", shards.clips * len(store.epochs)) as progress:
-        teach(Job(shards, store, tuple(teachers), device), workers or os.cpu_count() or 1, progress)
-    return store
+    job = Job(shards, Store(out, views, described, k, shards.hash, clean), tuple(teachers), device)
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
+        teach(job, workers or max(1, cores), progress)
+    return job.store
 
 
 def run_train(
-    run: Path, shards: Pack, store: Store, config: TrainConfig, init: str | None = None, device: str = "cpu",
+    run: Path,
+    shards: Pack,
+    store: Store,
+    config: TrainConfig,
+    init: str | None = None,
+    device: str = "cpu",
     views: ViewRecipe | None = None,
 ) -> Path:
-    """Stage 3: shards and answers -> a student's weights."""
-    student = load_model(init) if init else None
-    if student is not None and student.spec != size(config.size):
-        raise InputError(f"--init {init} is a {student.spec.name}, --size is {config.size}: make them the same")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Stage 3: shards and answers -> a student's weights. Under torchrun processes share the batches."""
+    student = load_student(init, config)
+    rank, world = process()
+    if config.batch % world:
+        raise InputError(f"--batch {config.batch} cannot be shared by {world} processes: choose a multiple of {world}")
     stream = Stream(
         shards,
         store,
         views or store.recipe,
-        batch=max(1, config.batch // world),
+        batch=config.batch // world,
         rate_hz=size(config.size).frontend.rate_hz,
         repeats=config.repeats,
         fill=config.fill,
-        rank=int(os.environ.get("RANK", "0")),
+        rank=rank,
         world=world,
     )
-    with _timed(run, "train"), TrainingBar() as bar:
+    with TrainingBar() if rank == 0 else contextlib.nullcontext() as bar:
         return train(run, stream, config, init=student, device=device, reporter=bar)
+
+
+def load_student(init: str | None, config: TrainConfig) -> CED | None:
+    """The weights to start from, if any. Raises InputError when they are of another size."""
+    if init is None:
+        return None
+    student = load_model(init)
+    if student.spec != size(config.size):
+        raise InputError(f"--init {init} is a {student.spec.name}, --size is {config.size}: make them the same")
+    return student
 
 
 def run_evaluate(plan: Plan, weights: Path, store: Store) -> dict[str, Any]:
     """Stage 4: each teacher, the ensemble and the student on the same clips; reference, per-class AP and plot."""
-    with _timed(plan.run, "evaluate"):
-        models = _evaluate_teachers(plan, store)
-        with stage("evaluate student", len(plan.eval_clips)) as progress:
-            student = evaluate(load_model(weights), plan.eval_clips, plan.device, progress=progress)
-    student.reference(weights).write(plan.run)
-    models["student"] = student.to_dict()
+    clips = [[c.id, c.labels, c.group, str(c.path)] for c in plan.eval_clips]
+    models = _kept(
+        plan.run / "evaluation-teachers.json",
+        [clips, store.teachers, plan.pack.rate_hz],
+        lambda: _evaluate_teachers(plan),
+    )
+    models |= _kept(
+        plan.run / "evaluation-student.json",
+        [clips, sha256_file(weights)],
+        lambda: {"student": _evaluate_student(plan, weights)},
+    )
     write_json(plan.run / "evaluation.json", models)
     plot_per_class_ap(plan.run / "per_class_ap.png", _ap(models["student"]), _ap(models["ensemble"]))
     return {name: {k: m[k] for k in ("mean_ap", "top1_by_group", "clips")} for name, m in models.items()}
 
 
-def _evaluate_teachers(plan: Plan, store: Store) -> dict[str, Any]:
-    """Every teacher and the ensemble; kept in a file, as they do not change when a student is trained anew."""
-    file = plan.run / "evaluation-teachers.json"
-    clips = [[c.id, c.labels, c.group, str(c.path)] for c in plan.eval_clips]
-    identity = sha256_json([clips, store.teachers, plan.pack.rate_hz])
-    if file.exists() and (kept := read_json(file)).get("identity") == identity:
-        models: dict[str, Any] = kept["models"]
-        return models
+def _kept(file: Path, identity: Any, evaluate_now: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was found when the same was asked before, as `file` tells, or is found now."""
+    digest = sha256_json(identity)
+    if file.exists() and (kept := read_json(file)).get("identity") == digest:
+        return dict(kept["models"])
+    models = evaluate_now()
+    write_json(file, {"identity": digest, "models": models})
+    return models
+
+
+def _evaluate_teachers(plan: Plan) -> dict[str, Any]:
     teachers = load_teachers(plan.teachers, plan.device)
     ensembles = {t.name: Ensemble([t], plan.pack.rate_hz) for t in teachers}
     ensembles["ensemble"] = Ensemble(teachers, plan.pack.rate_hz)
@@ -151,8 +221,14 @@ def _evaluate_teachers(plan: Plan, store: Store) -> dict[str, Any]:
         with stage(f"evaluate {name}", len(plan.eval_clips)) as progress:
             found = evaluate_tagger(ensemble, plan.eval_clips, plan.pack.rate_hz, plan.device, progress=progress)
         models[name] = found.to_dict()
-    write_json(file, {"identity": identity, "models": models})
     return models
+
+
+def _evaluate_student(plan: Plan, weights: Path) -> dict[str, Any]:
+    with stage("evaluate student", len(plan.eval_clips)) as progress:
+        found = evaluate(load_model(weights), plan.eval_clips, plan.device, progress=progress)
+    found.reference(weights).write(plan.run)
+    return found.to_dict()
 
 
 def _ap(model: dict[str, Any]) -> NDArray[np.float64]:
@@ -162,11 +238,11 @@ def _ap(model: dict[str, Any]) -> NDArray[np.float64]:
 
 @contextlib.contextmanager
 def _timed(run: Path, name: str) -> Iterator[None]:
-    """Add up the wall seconds of a stage over all runs, in `times.json`."""
+    """Add up the wall seconds of a stage, over all times it was asked for."""
     start = time.monotonic()
     try:
         yield
     finally:
-        file = run / "times.json"
+        file = run / TIMES_NAME
         times = read_json(file) if file.exists() else {}
         write_json(file, {**times, name: round(times.get(name, 0.0) + time.monotonic() - start, 1)})

@@ -33,6 +33,7 @@ from distill.train import (
     MODEL_NAME,
     STATE_NAME,
     Interrupted,
+    any_rank,
     make_fabric,
     memory_errors,
     save_state,
@@ -60,7 +61,8 @@ class PretrainConfig:
     mask: float = _option(0.75, "Share of the patches that is hidden from the student.")
     decoder_width: int = _option(128, "Channels of the decoder, a multiple of 32.")
     decoder_depth: int = _option(2, "Blocks of the decoder.")
-    lr: float = _option(1e-3, "Highest learning rate, of AdamW.")
+    optimizer: str = _option("muon", "adamw (published); or muon (matrices of the blocks by Muon, the rest by AdamW).")
+    lr: float = _option(2e-3, "Highest learning rate.")
     weight_decay: float = _option(0.05, "Of matrices only.")
     warmup: float = _option(0.05, "Share of the steps over which the learning rate rises.")
     clip: float = _option(1.0, "Largest norm of the gradient.")
@@ -88,8 +90,9 @@ class PretrainConfig:
             problems.append(f"--decoder-width must be a multiple of {HEAD_WIDTH}, not {self.decoder_width}")
         if self.size not in SIZES:
             problems.append(f"unknown --size {self.size!r}: choose one of {', '.join(SIZES)}")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            problems.append(f"unknown --precision {self.precision!r}: choose one of auto, fp32, bf16")
+        for name, choices in {"precision": ("auto", "fp32", "bf16"), "optimizer": ("adamw", "muon")}.items():
+            if given[name] not in choices:
+                problems.append(f"unknown {flag(name)} {given[name]!r}: choose one of {', '.join(choices)}")
         if problems:
             raise InputError("; ".join(problems))
 
@@ -124,7 +127,7 @@ class MaskedAutoencoder(nn.Module):
         self.register_buffer("positions", grid.contiguous(), persistent=False)  # (F, T', D)
         for m in (self.embed, self.out, *self.blocks.modules()):
             if isinstance(m, nn.Linear):
-                nn.init.trunc_normal_(m.weight, std=0.02)
+                nn.init.xavier_uniform_(m.weight)  # at this width the student's 0.02 would be a slow start
                 nn.init.zeros_(m.bias)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
@@ -175,16 +178,16 @@ def pretrain(
     fabric = make_fabric(device, config.precision)
     torch.manual_seed(config.seed)
     mae = MaskedAutoencoder(new_student(config), config.decoder_width, config.decoder_depth)
-    optimizer = make_optimizer(mae, config)
+    optimizers = make_optimizers(mae, config)
     stream = waves(pack, config, fabric.global_rank, fabric.world_size)
     recipe = {"pretrain": config.to_dict(), "views": stream.recipe.to_dict(), "pack": pack.hash}
-    step = _resume(run / STATE_NAME, mae, optimizer, recipe)
-    learner, optimizer = fabric.setup(mae, optimizer)
+    step = _resume(run / STATE_NAME, mae, optimizers, recipe)
+    learner, *optimizers = fabric.setup(mae, *optimizers)
     log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
 
     def save(step: int) -> None:
         if fabric.is_global_zero:
-            state = {"model": mae.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": mae.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             save_state(run / STATE_NAME, {**state, "step": step, "recipe": recipe})
             save_model(run / MODEL_NAME, mae.student, {"recipe": recipe, "step": step})
 
@@ -195,7 +198,7 @@ def pretrain(
         while step < config.steps:
             wave: Tensor = next(batches).wave.to(fabric.device, non_blocking=True)
             lr = config.lr * schedule(step, config.steps, config.warmup)
-            for group in optimizer.param_groups:
+            for group in (group for o in optimizers for group in o.param_groups):
                 group["lr"] = lr
             loss = learner(wave, *_draw(mae.student, wave, config, step, fabric.global_rank, fabric.world_size))
             fabric.backward(loss)
@@ -205,15 +208,17 @@ def pretrain(
                     f"the gradient is not finite at step {step} (loss {loss.item():.4g}): the last checkpoint in {run} "
                     "is kept; try a lower --lr"
                 )
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 log.write(step, {"loss": loss, "grad": norm}, lr, config.batch)
-            if stop or step == config.steps or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
+            stopping = any_rank(fabric, bool(stop))
+            if stopping or step == config.steps or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
                 save(step)
                 saved = time.monotonic()
-            if stop:
+            if stopping:
                 raise Interrupted(f"stopped at step {step} of {config.steps}: saved in {run}; --resume goes on")
     return run / MODEL_NAME
 
@@ -249,17 +254,28 @@ def sinusoids(n: int, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
 
 
-def make_optimizer(mae: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
-    """AdamW with the published betas of masked autoencoders; decay on matrices and kernels only."""
-    learning = [(name, p) for name, p in mae.named_parameters() if p.requires_grad]
+def make_optimizers(mae: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW with the published betas of masked autoencoders; or Muon for the blocks' matrices and AdamW for the rest.
+
+    Weights decay on matrices and kernels only.
+    """
+    learning = {name: p for name, p in mae.named_parameters() if p.requires_grad}
+    matrices = {n: p for n, p in learning.items() if config.optimizer == "muon" and "blocks." in n and p.ndim == 2}
+    rest = {n: p for n, p in learning.items() if n not in matrices}
     # Position embeddings and the mask token have several axes, but are no matrices.
-    decayed = [p for name, p in learning if p.ndim > 1 and not name.endswith(("_embed", "_token"))]
-    ids = {id(p) for p in decayed}
+    decayed = {n: p for n, p in rest.items() if p.ndim > 1 and not n.endswith(("_embed", "_token"))}
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": [p for _, p in learning if id(p) not in ids], "weight_decay": 0.0},
+        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
+        {"params": [p for n, p in rest.items() if n not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
+    if matrices:
+        decay = config.weight_decay
+        muon = torch.optim.Muon(
+            list(matrices.values()), lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    return optimizers
 
 
 def patches(spec: ModelSpec, samples: int) -> int:
@@ -313,7 +329,7 @@ def _loader(stream: Stream, first: int, workers: int) -> DataLoader[Batch]:
     return DataLoader(Waves(stream, first), batch_size=None, num_workers=workers, prefetch_factor=ahead)
 
 
-def _resume(path: Path, mae: nn.Module, optimizer: torch.optim.Optimizer, recipe: dict[str, Any]) -> int:
+def _resume(path: Path, mae: nn.Module, optimizers: list[torch.optim.Optimizer], recipe: dict[str, Any]) -> int:
     """Load the state of a run that was stopped; its step, or 0 where there is none."""
     if not path.exists():
         return 0
@@ -325,7 +341,8 @@ def _resume(path: Path, mae: nn.Module, optimizer: torch.optim.Optimizer, recipe
     if different:
         raise InputError(f"{path} is of another {' and '.join(different)}: choose another run folder, or delete it")
     mae.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
     return int(state["step"])
 
 

@@ -20,7 +20,11 @@ def say(text: str) -> None:
 def _bar() -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(
-        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console, disable=not sys.stderr.isatty()
+        *columns,
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not sys.stderr.isatty(),
     )
 
 
@@ -29,11 +33,13 @@ def stage(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar for `total` things; yields a function that is called with the number of them just done."""
     with _bar() as bar:
         task = bar.add_task(name, total=total, note="")
+        if bar.disable:
+            say(f"{name}: {total}")
         yield lambda n: bar.advance(task, n)
 
 
 class TrainingBar:
-    """Progress of a training run: steps, loss, rate, time left; a plain line now and then where there is no terminal."""
+    """Progress of a training run: steps, loss, rate, time left. Without a terminal: a plain line now and then."""
 
     def __init__(self, every: int = 200) -> None:
         self.every = every

@@ -11,7 +11,7 @@ from rich.table import Table
 
 def show(summary: dict[str, Any], run: Path) -> None:
     """Print the summary of a run on stdout."""
-    out = Console(highlight=False, width=100)
+    out = Console(highlight=False, markup=False, width=100)
     if summary["note"]:
         out.print(summary["note"])
     if summary["models"]:

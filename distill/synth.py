@@ -144,12 +144,12 @@ def write_dataset(
     seed: int = 0,
     seconds: float = 4.0,
     rate_hz: int = 16_000,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] = lambda n: None,
 ) -> Path:
     """Write `clips` for training and `eval_clips` for evaluation as 16-bit FLAC; return the manifest's path.
 
     The manifest (filename, labels, group, split) is written last, so a folder with one is whole. A whole folder of
-    the same recipe is left as it is; an unfinished one is written again. `progress(done, total)` is called after
+    the same recipe is left as it is; an unfinished one is written again. `progress(1)` is called after
     each clip. `group` is the sound of a clip that holds just one. Raises InputError when the folder holds another
     recipe or something else, CedEdgeError when the disk is full.
     """
@@ -174,8 +174,7 @@ def write_dataset(
         for i in range(clips + eval_clips):
             split = "train" if i < clips else "eval"
             rows.append(_write_clip(folder, i, seed, seconds, rate_hz, split))
-            if progress is not None:
-                progress(i + 1, clips + eval_clips)
+            progress(1)
         with atomic_path(manifest) as p, p.open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f, lineterminator="\n")
             writer.writerow(("filename", "labels", "group", "split"))

@@ -24,7 +24,7 @@ def cycles(rng: Generator, hz: float | Wave, samples: int, rate_hz: int) -> Wave
     start = rng.uniform()
     if isinstance(hz, np.ndarray):
         return start + np.cumsum(hz, dtype=np.float64) / rate_hz
-    return start + np.arange(samples) * (hz / rate_hz)
+    return start + np.arange(samples, dtype=np.float64) * (hz / rate_hz)
 
 
 def sine(phase: Wave) -> Wave:

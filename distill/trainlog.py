@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ced_edge.errors import InputError
+from ced_edge.files import atomic_path
 
 LOG_NAME = "log.csv"
 FIELDS = ("step", "loss", "bce", "kl", "spread", "teacher_spread", "grad", "lr", "clips_per_s")
@@ -43,13 +44,14 @@ class TrainLog:
             return self
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        rows = [row for row in read_log(self.run) if row["step"] <= self._first]
-        self.run.mkdir(parents=True, exist_ok=True)
-        self._file = (self.run / LOG_NAME).open("w", newline="")
+        rows = [row for row in _read_rows(self.run / LOG_NAME) if float(row["step"]) <= self._first]
+        with atomic_path(self.run / LOG_NAME) as path, path.open("w", newline="") as f:
+            writer = csv.DictWriter(f, self.fields)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._file = (self.run / LOG_NAME).open("a", newline="")
         self._csv = csv.DictWriter(self._file, self.fields)
-        self._csv.writeheader()
-        self._csv.writerows(rows)
-        self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self._first)
+        self._board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self._first + 1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,11 +93,18 @@ class TrainLog:
 
 def read_log(run: Path) -> list[dict[str, float]]:
     """The lines of a run's log. Raises InputError when they are no numbers."""
-    path = run / LOG_NAME
+    return [{name: float(value) for name, value in row.items()} for row in _read_rows(run / LOG_NAME)]
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole lines of a log, as text; a killed run may leave part of one at the end."""
     if not path.exists():
         return []
     try:
         with path.open(newline="") as f:
-            return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(f) if row["clips_per_s"]]
+            rows = [row for row in csv.DictReader(f) if row["clips_per_s"]]
+        for row in rows:
+            _ = [float(value) for value in row.values()]
     except (ValueError, TypeError, KeyError) as e:
         raise InputError(f"{path} is broken ({e}): delete it") from e
+    return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from distill.pretrain import (
     MaskedAutoencoder,
     PretrainConfig,
     Waves,
-    make_optimizer,
+    make_optimizers,
     n_visible,
     new_student,
     patches,
@@ -47,7 +48,7 @@ RATE_HZ = 16_000
 NARROW = ModelSpec(width=48, heads=3, depth=2)
 SHORT = {
     "size": "narrow", "steps": 6, "batch": 8, "seconds": 1.0, "decoder_width": 32, "decoder_depth": 1, "workers": 0,
-    "log_every": 1, "precision": "fp32",
+    "log_every": 1, "precision": "fp32", "optimizer": "adamw",
 }  # fmt: skip
 
 
@@ -185,16 +186,20 @@ def test_start_positions_tell_all_patches_apart() -> None:
     )
 
 
-def test_decay_and_head() -> None:
-    config = PretrainConfig(size="narrow", decoder_width=32, decoder_depth=1)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_what_the_optimizers_hold(optimizer: str) -> None:
+    config = PretrainConfig(size="narrow", decoder_width=32, decoder_depth=1, optimizer=optimizer)
     mae = MaskedAutoencoder(new_student(config), 32, 1)
-    optimizer = make_optimizer(mae, config)
+    adamw, *muon = make_optimizers(mae, config)
     names = {id(p): name for name, p in mae.named_parameters()}
-    decayed, rest = ([names[id(p)] for p in group["params"]] for group in optimizer.param_groups)
+    decayed, rest = ([names[id(p)] for p in group["params"]] for group in adamw.param_groups)
+    matrices = [names[id(p)] for o in muon for group in o.param_groups for p in group["params"]]
     assert all(name.endswith("weight") and "norm" not in name and "bn" not in name for name in decayed)
     assert {"mask_token", "student.time_pos_embed", "student.freq_pos_embed"} < set(rest)
-    assert not any("outputlayer" in name for name in decayed + rest)
-    assert optimizer.defaults["betas"] == (0.9, 0.95)
+    assert len(matrices) == (4 * 3 if optimizer == "muon" else 0)  # qkv, proj, fc1 and fc2 of three blocks
+    heads = [name for name in names.values() if "outputlayer" in name]
+    assert sorted(decayed + rest + matrices + heads) == sorted(names.values())
+    assert adamw.defaults["betas"] == (0.9, 0.95)
 
 
 def test_windows_differ_from_pass_to_pass(packed: Pack) -> None:
@@ -234,7 +239,7 @@ def test_it_learns_and_leaves_a_student_to_start_from(packed: Pack, tmp_path: Pa
 
 
 def test_a_run_that_was_stopped_goes_on_exactly(packed: Pack, tmp_path: Path) -> None:
-    config = PretrainConfig(**SHORT)
+    config = PretrainConfig(**{**SHORT, "optimizer": "muon"})
     whole = load_model(pretrain(tmp_path / "whole", packed, config, reporter=Listener())).state_dict()
     with pytest.raises(Interrupted, match="step 2 of 6"):
         pretrain(tmp_path / "parts", packed, config, reporter=Listener(stop_at=2))
@@ -244,7 +249,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(packed: Pack, tmp_path: Path) ->
     assert logs[0] == logs[1]
     assert pretrain(tmp_path / "parts", packed, config) == tmp_path / "parts" / "model.safetensors"
     with pytest.raises(InputError, match="another pretrain and views"):
-        pretrain(tmp_path / "parts", packed, PretrainConfig(**{**SHORT, "steps": 7}))
+        pretrain(tmp_path / "parts", packed, dataclasses.replace(config, steps=7))
     (tmp_path / "parts" / "state.pt").write_bytes(b"no state")
     with pytest.raises(InputError, match="no state of a warm-up"):
         pretrain(tmp_path / "parts", packed, config)

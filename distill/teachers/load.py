@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ced_edge.errors import InputError
-from ced_edge.files import sha256_file
+from ced_edge.files import read_toml, sha256_file
 from distill.teachers import mobilenet
 from distill.teachers.base import Teacher, teacher_device
 
@@ -133,7 +132,7 @@ def parse_teachers(options: Sequence[str], toml: Path | None = None) -> list[Tea
     """
     specs = [_parse_option(option) for option in options]
     if toml is not None:
-        specs += _read_toml(toml)
+        specs += _toml_teachers(toml)
     if not specs:
         raise InputError("no teacher: give --teacher name=path, once or more, or --teachers file.toml")
     names = [spec.name for spec in specs]
@@ -152,18 +151,8 @@ def _parse_option(option: str) -> TeacherSpec:
     return TeacherSpec(name or _default_name(source), source)
 
 
-def _read_toml(path: Path) -> list[TeacherSpec]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as e:
-        raise InputError(f"no such file: {path}") from e
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as e:
-        raise InputError(f"{path} is not readable TOML: {e}") from e
+def _toml_teachers(path: Path) -> list[TeacherSpec]:
+    tables = read_toml(path)
     teachers = tables.pop("teachers", None)
     if tables or not isinstance(teachers, dict) or not all(isinstance(t, dict) for t in teachers.values()):
         raise InputError(f"{path} must hold tables [teachers.<name>] and nothing else")

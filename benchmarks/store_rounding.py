@@ -1,0 +1,155 @@
+"""What a store's rounding costs: targets as the student gets them against the ensemble's own probabilities.
+
+    python benchmarks/store_rounding.py PACK --teacher mn04=mn04.pt --teacher yamnet=yamnet.tflite
+
+Each row is a way to keep an answer. `float32` keeps the values as they are, so its rows show what leaving out all but
+the top K costs; `float16` is the published store, `8 bits` is this one's, written and read. Error is |target -
+probability|. A student that has learnt its targets perfectly still has a loss against the true probabilities: BCE is
+what that is beyond the entropy of the probabilities, mean over classes, and KL the softmax term of training, both in
+nats. Predictions are taken to stay above 1e-6, which is what the rule `zero` is charged with.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distill.ensemble import Ensemble
+from distill.losses import top_k_kl
+from distill.shards import Pack, read_shard
+from distill.store import Answers, Store, dequantise, quantise
+from distill.teachers import load_teachers, parse_teachers
+from distill.views import ViewRecipe, clip_rms, draw, render
+
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+FLOOR = 1e-6
+RULES = ("tail", "smallest", "zero")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to keep answers."""
+
+    values: str
+    k: int
+    rule: str
+    """For the classes outside the top K."""
+    kept_mean: float
+    kept_max: float
+    all_mean: float
+    all_max: float
+    bce: float
+    kl: float
+
+
+def ask(pack: Pack, shard: int, recipe: ViewRecipe, ensemble: Ensemble, batch: int = 16) -> Float32:
+    """The ensemble's probabilities of a shard's views in epoch 0: (clips, 527)."""
+    clips = read_shard(pack, pack.shards[shard])
+    ids, waves = [c.id for c in clips], [c.wave for c in clips]
+    rms = [clip_rms(w) for w in waves]
+    answers = []
+    for start in range(0, len(clips), batch):
+        views = (draw(recipe, 0, i, ids) for i in range(start, min(start + batch, len(clips))))
+        heard = torch.from_numpy(np.stack([render(view, waves, rms, pack.rate_hz) for view in views]))
+        answers.append(ensemble(heard).numpy())
+    return np.concatenate(answers)
+
+
+def bernoulli_kl(p: Float32, q: Float32) -> float:
+    """What binary cross-entropy of predictions q against p is beyond its least value: mean over views and classes."""
+    p64, q64 = p.astype(np.float64), np.clip(q.astype(np.float64), FLOOR, 1.0 - FLOOR)
+    on = np.where(p64 > 0, p64 * np.log(np.maximum(p64, 1e-300) / q64), 0.0)
+    off = np.where(p64 < 1, (1.0 - p64) * np.log(np.maximum(1.0 - p64, 1e-300) / (1.0 - q64)), 0.0)
+    return float((on + off).mean())
+
+
+def softmax_kl(p: Float32, q: Float32, kept: Bool) -> float:
+    """The softmax term of training at predictions q."""
+    # Training, too, takes no teacher to be surer than 0.999.
+    predicted = torch.logit(torch.from_numpy(q).double().clamp(FLOOR, 1.0 - 1e-3))
+    return top_k_kl(predicted, torch.from_numpy(p).double(), torch.from_numpy(kept)).item()
+
+
+def compare(values: str, rule: str, p: Float32, answers: Answers) -> Row:
+    """Targets made from stored answers by a rule, against the probabilities."""
+    target, kept = answers.dense(rule)
+    error = np.abs(target - p)
+    return Row(
+        values, answers.index.shape[1], rule, float(error[kept].mean()), float(error[kept].max()),
+        float(error.mean()), float(error.max()), bernoulli_kl(p, target), softmax_kl(p, target, kept),
+    )  # fmt: skip
+
+
+def entropy(p: Float32) -> float:
+    """The least binary cross-entropy there is against p: mean over views and classes, in nats."""
+    x = np.clip(p.astype(np.float64), 1e-12, 1.0 - 1e-12)
+    return float(-(x * np.log(x) + (1.0 - x) * np.log1p(-x)).mean())
+
+
+@click.command(help=__doc__, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("pack_path", metavar="PACK")
+@click.option("--teacher", multiple=True, required=True, help="name=path; repeat.")
+@click.option("--seconds", default=10.0, show_default=True, help="Length of the views.")
+@click.option("-k", default=20, show_default=True, help="Classes kept.")
+@click.option("--shard", default=0, show_default=True, help="Which shard of the pack is heard.")
+@click.option("--json", "as_json", is_flag=True)
+def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard: int, as_json: bool) -> None:
+    """Print the table."""
+    pack, specs = Pack.open(pack_path), parse_teachers(teacher)
+    recipe = ViewRecipe(windows=((1, seconds),))
+    ensemble = Ensemble(load_teachers(specs), pack.rate_hz)
+    p = ask(pack, shard, recipe, ensemble)
+    exact = Answers.top_k(p, k)
+    half = replace(exact, value=exact.value.astype(np.float16).astype(np.float32))
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder), recipe, ensemble.describe(), k, pack.hash)
+        store.create()
+        store.write(0, pack.shards[shard].name, exact)
+        stored = store.read(0, pack.shards[shard].name, len(p))
+        size = store.bytes() / len(p)
+    whole = Answers.top_k(p, p.shape[1])
+    rounded = replace(whole, value=dequantise(quantise(whole.value)))
+    rows = [
+        compare(values, rule, p, answers)
+        for values, answers in (("float32", exact), ("float16", half), ("8 bits", stored))
+        for rule in RULES
+    ]
+    rows.append(replace(compare("8 bits", "zero", p, rounded), rule="none"))
+    facts = {
+        "clips": len(p),
+        "seconds": seconds,
+        "teachers": [t["name"] for t in ensemble.describe()],
+        "bytes_per_view": size,
+        "entropy": entropy(p),
+        "kept_share": float(exact.value.sum() / (exact.value.sum() + exact.tail.sum())),
+        "smallest_kept": float(np.median(exact.value[:, -1])),
+    }
+    if as_json:
+        print(json.dumps({**facts, "rows": [asdict(row) for row in rows]}, indent=1))
+        return
+    show(facts, rows)
+
+
+def show(facts: dict[str, object], rows: list[Row]) -> None:
+    """A table for the README."""
+    print("{clips} views of {seconds:g} s, {bytes_per_view:.1f} bytes each with all files counted".format(**facts))
+    print("least BCE {entropy:.6f}; the top K hold {kept_share:.1%} of the probability".format(**facts))
+    print("smallest of the top K: {smallest_kept:.2g} (median)\n".format(**facts))
+    print("| values | K | rest | kept: mean error | max | all: mean error | max | BCE beyond least | KL |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        numbers = (r.kept_mean, r.kept_max, r.all_mean, r.all_max, r.bce, r.kl)
+        print(f"| {r.values} | {r.k} | {r.rule} | " + " | ".join(f"{x:.2e}" for x in numbers) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
