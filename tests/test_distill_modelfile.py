@@ -98,6 +98,8 @@ def test_class_map_by_mid_masks_the_rest(tmp_path: Path) -> None:
     assert load_teacher(path)(torch.ones(1, WINDOW))[0, 300] == 1.0
     spec = TeacherSpec("m", str(path), class_map=tmp_path / "elsewhere_class_map.csv")
     assert load_teacher(spec)(torch.ones(1, WINDOW))[0, 7] == 1.0
+    # Another class map makes another teacher, so a store of the one is refused to the other.
+    assert load_teacher(spec).sha256 == teacher.sha256 != load_teacher(path).sha256
     # 527 outputs need no map, and are not led astray by one of other length.
     assert load_teacher(save_onnx(tmp_path / "full.onnx", (1, WINDOW), 527)).known.all()
 
@@ -134,6 +136,7 @@ def test_logits_are_asked_for(tmp_path: Path) -> None:
     probs = load_teacher(TeacherSpec("m", str(path), output="logits"))(torch.full((1, WINDOW), 0.05))[0]
     expected = torch.sigmoid(-1e3 * 0.0025 * (torch.arange(527) + 1) / 527)
     torch.testing.assert_close(probs, expected, atol=1e-6, rtol=1e-4)
+    assert load_teacher(TeacherSpec("m", str(path), output="logits")).sha256 != load_teacher(path).sha256
     for fields, message in [({"output": "prbo"}, "must be one of prob, logits"), ({"rate_hz": 0}, "must be positive")]:
         with pytest.raises(InputError, match=message):
             load_teacher(TeacherSpec("m", str(path), **fields))  # type: ignore[arg-type]

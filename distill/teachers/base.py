@@ -30,7 +30,7 @@ class Teacher(Protocol):
     known: BoolArray
     """(527,): the classes this teacher has an output for."""
     sha256: str
-    """Of the teacher's file, or over the files of its folder."""
+    """Of the teacher's file, or over all that decides its answers: the files of its folder, its class map."""
     min_samples: int
     device: torch.device
 

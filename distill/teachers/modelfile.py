@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ced_edge.backends import Backend, Port, load_backend
 from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import sha256_json
 from ced_edge.labels import labels
 from ced_edge.spec import N_CLASSES
 from distill.teachers import yamnet
@@ -56,7 +57,6 @@ class ModelFileTeacher:
 
     def __init__(self, path: Path, name: str, sha256: str, device: torch.device, options: ModelFileOptions) -> None:
         self.name = name
-        self.sha256 = sha256
         self.device = device
         self.path = path
         self.options = options
@@ -68,6 +68,8 @@ class ModelFileTeacher:
         self._output, self._indices = _classes(self._backends[0], path, options.class_map)
         self.known: BoolArray = np.zeros(N_CLASSES, np.bool_)
         self.known[self._indices[self._indices >= 0]] = True
+        # The same file with other classes or another output is another teacher.
+        self.sha256 = sha256_json([sha256, self._indices.tolist(), options.output, self.rate_hz])
         self._rank = len(self._backends[0].inputs[0].shape)
 
     @torch.inference_mode()
