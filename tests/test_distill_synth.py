@@ -94,14 +94,14 @@ def test_clip_is_a_pure_function_of_seed_and_index() -> None:
     assert not np.array_equal(first[0], synth.synthesise(0, 8, 1.0)[0])
 
 
-def test_recipes_are_balanced_and_a_quarter_is_mixed() -> None:
+def test_recipes_are_balanced_and_some_clips_are_mixed() -> None:
     n = len(RECIPES)
     for block in range(3):
         names = [synth.recipe_of(block * n + i, 3).name for i in range(n)]
         assert sorted(names) == sorted(r.name for r in RECIPES)
     assert [synth.recipe_of(i, 3).name for i in range(n)] != [synth.recipe_of(i, 3).name for i in range(n, 2 * n)]
     made = [synth.recipes_of(i, 3) for i in range(2_000)]
-    assert 0.2 < np.mean([len(m) == 2 for m in made]) < 0.3
+    assert 0.11 < np.mean([len(m) == 2 for m in made]) < 0.19
     assert not any(m[0] == m[1] or (m[0].noisy and m[1].noisy) for m in made if len(m) == 2)
     assert not any(r.name == "Silence" for m in made if len(m) == 2 for r in m)
 
