@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -19,11 +20,13 @@ from ced_edge.errors import CedEdgeError, InputError
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it on success and removed on any failure.
 
-    Raises CedEdgeError on a full disk or an unwritable folder, naming `path`.
+    One process at a time may write a path: what a killed one left of it is removed. Raises CedEdgeError on a full disk or an unwritable folder, naming `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+            leftover.unlink(missing_ok=True)
         yield temporary
         with temporary.open("rb") as f:
             os.fsync(f.fileno())

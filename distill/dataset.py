@@ -161,7 +161,9 @@ class _Reported(IterableDataset["Batch | CedEdgeError"]):
             yield e
 
 
-def loader(stream: Stream, first: int = 0, workers: int = 1) -> Generator[Batch, None, None]:
+def loader(
+    stream: Stream, first: int = 0, workers: int = 1, views: type[Views] = Views
+) -> Generator[Batch, None, None]:
     """Batches from number `first` on, rendered ahead of the training step by `workers` processes (0: in this one).
 
     Closing it ends them. Raises InputError when the pack is too small for the batch or the number of readers.
@@ -171,7 +173,7 @@ def loader(stream: Stream, first: int = 0, workers: int = 1) -> Generator[Batch,
         # torch counts the cores by OMP_NUM_THREADS, which torchrun sets to 1.
         warnings.filterwarnings("ignore", "This DataLoader will create")
         data: DataLoader[Batch | CedEdgeError] = DataLoader(
-            _Reported(Views(stream, first)),
+            _Reported(views(stream, first)),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=8 if workers else None,

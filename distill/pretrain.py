@@ -7,6 +7,7 @@ step. Published CED students start from such weights (arXiv 2308.11957).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -19,14 +20,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ced_edge.checkpoint import save_model
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.model import CED, Block
 from ced_edge.spec import SIZES, ModelSpec, size
 from distill.config import TrainConfig, _option, flag
-from distill.dataset import Batch, Stream, Views, _Loaded
+from distill.dataset import Batch, Stream, Views, _Loaded, loader
 from distill.shards import Pack, Shard, read_shard
 from distill.store import Store
 from distill.train import (
@@ -34,6 +34,7 @@ from distill.train import (
     STATE_NAME,
     Interrupted,
     any_rank,
+    differences,
     make_fabric,
     memory_errors,
     save_state,
@@ -177,49 +178,55 @@ def pretrain(
     """
     fabric = make_fabric(device, config.precision)
     torch.manual_seed(config.seed)
-    mae = MaskedAutoencoder(new_student(config), config.decoder_width, config.decoder_depth)
+    mae = MaskedAutoencoder(new_student(config), config.decoder_width, config.decoder_depth).to(fabric.device)
     optimizers = make_optimizers(mae, config)
     stream = waves(pack, config, fabric.global_rank, fabric.world_size)
-    recipe = {"pretrain": config.to_dict(), "views": stream.recipe.to_dict(), "pack": pack.hash}
-    step = _resume(run / STATE_NAME, mae, optimizers, recipe)
-    learner, *optimizers = fabric.setup(mae, *optimizers)
+    recipe = {"pretrain": config.to_dict(), "pack": pack.hash, "processes": fabric.world_size}
+    step = _resume(run, mae, optimizers, recipe)
+    if step >= config.steps and (run / MODEL_NAME).exists():
+        return run / MODEL_NAME
+    learner, *prepared = fabric.setup(mae, *optimizers)
     log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
 
-    def save(step: int) -> None:
+    def save() -> None:
         if fabric.is_global_zero:
+            # The state last: a run that is killed in between goes on from the state before, and writes both again.
+            save_model(run / MODEL_NAME, mae.student, {"recipe": recipe, "step": step})
             state = {"model": mae.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
             save_state(run / STATE_NAME, {**state, "step": step, "recipe": recipe})
-            save_model(run / MODEL_NAME, mae.student, {"recipe": recipe, "step": step})
 
-    batches = iter(_loader(stream, step, config.workers) if step < config.steps else ())
     saved = time.monotonic()
     learner.train()
-    with stop_politely() as stop, memory_errors(config.batch), log:
+    loaded = contextlib.closing(loader(stream, step, config.workers, Waves))
+    with stop_politely() as stop, memory_errors(config.batch), loaded as batches, log:
         while step < config.steps:
             wave: Tensor = next(batches).wave.to(fabric.device, non_blocking=True)
             lr = config.lr * schedule(step, config.steps, config.warmup)
-            for group in (group for o in optimizers for group in o.param_groups):
+            for group in (group for optimizer in prepared for group in optimizer.param_groups):
                 group["lr"] = lr
             loss = learner(wave, *_draw(mae.student, wave, config, step, fabric.global_rank, fabric.world_size))
             fabric.backward(loss)
             norm = torch.nn.utils.clip_grad_norm_(mae.parameters(), config.clip)
             if not torch.isfinite(norm):
                 raise CedEdgeError(
-                    f"the gradient is not finite at step {step} (loss {loss.item():.4g}): the last checkpoint in {run} "
-                    "is kept; try a lower --lr"
+                    f"the gradient is not finite at step {step} (loss {loss.item():.4g}): try a lower --lr; the last "
+                    f"checkpoint in {run}, if there is one, is kept"
                 )
-            for optimizer in optimizers:
+            for optimizer in prepared:
                 optimizer.step()
                 optimizer.zero_grad()
             step += 1
             if step % config.log_every == 0 or step == config.steps:
                 log.write(step, {"loss": loss, "grad": norm}, lr, config.batch)
-            stopping = any_rank(fabric, bool(stop))
-            if stopping or step == config.steps or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
-                save(step)
+            stopped = step < config.steps and any_rank(fabric, bool(stop))
+            if stopped or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
+                save()
                 saved = time.monotonic()
-            if stopping:
+            if stopped:
+                fabric.barrier()  # nobody may leave, and so end the others, before the first process has saved
                 raise Interrupted(f"stopped at step {step} of {config.steps}: saved in {run}; --resume goes on")
+        save()
+    fabric.barrier()
     return run / MODEL_NAME
 
 
@@ -324,22 +331,19 @@ class Waves(Views):
         return self._loaded
 
 
-def _loader(stream: Stream, first: int, workers: int) -> DataLoader[Batch]:
-    ahead = 8 if workers else None
-    return DataLoader(Waves(stream, first), batch_size=None, num_workers=workers, prefetch_factor=ahead)
-
-
-def _resume(path: Path, mae: nn.Module, optimizers: list[torch.optim.Optimizer], recipe: dict[str, Any]) -> int:
+def _resume(run: Path, mae: nn.Module, optimizers: list[torch.optim.Optimizer], recipe: dict[str, Any]) -> int:
     """Load the state of a run that was stopped; its step, or 0 where there is none."""
+    path = run / STATE_NAME
     if not path.exists():
         return 0
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        different = [k for k in recipe if state["recipe"][k] != recipe[k]]
-    except Exception as e:
-        raise InputError(f"{path} is no state of a warm-up ({e}): delete it to start over") from e
+        different = differences(recipe, state["recipe"])
+    except Exception as e:  # a broken file can raise almost anything
+        reason = str(e).partition("\n")[0]
+        raise InputError(f"{path} is no state of a warm-up ({reason}): delete it to start over") from e
     if different:
-        raise InputError(f"{path} is of another {' and '.join(different)}: choose another run folder, or delete it")
+        raise InputError(f"{run} is a run of another {', '.join(different)}: choose another folder, or delete it")
     mae.load_state_dict(state["model"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

@@ -139,7 +139,6 @@ class Store:
         """
         file = self.path / "store.json"
         if not self.check():
-            _remove_leftovers(file)
             header = {**self._identity(), "recipe": self.recipe.to_dict(), "format": 1, "version": __version__}
             write_json(file, header)
 
@@ -168,7 +167,6 @@ class Store:
         """
         N, K = answers.index.shape
         file = self.file(epoch, shard)
-        _remove_leftovers(file)
         table = pa.table(
             {
                 "clip": pa.array(np.arange(N, dtype=np.int32)),
@@ -250,9 +248,3 @@ _BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, AttributeError)
 
 def _broken(file: Path, why: object) -> InputError:
     return InputError(f"{file} is broken ({why}): delete it and run `ced-edge teach` again")
-
-
-def _remove_leftovers(file: Path) -> None:
-    """Remove what killed processes left of `file` under its temporary names, see `atomic_path`."""
-    for temporary in file.parent.glob(f".{file.name}.*.tmp"):
-        temporary.unlink(missing_ok=True)

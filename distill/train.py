@@ -147,7 +147,7 @@ class Learner:
             return 0
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            different = _different(recipe, {"processes": 1, **state["recipe"]})
+            different = differences(recipe, {"processes": 1, **state["recipe"]})
         except Exception as e:  # a broken file can raise almost anything
             reason = str(e).partition("\n")[0]
             raise InputError(f"{path} is no training state ({reason}): delete it to start over") from e
@@ -160,13 +160,13 @@ class Learner:
         return int(state["step"])
 
 
-def _different(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """Names of the values that differ, but for those that change nothing in what is learnt."""
     names = []
     for key, value in wanted.items():
         other = found.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
-            names += _different(value, other)
+            names += differences(value, other)
         elif value != other and key not in ("checkpoint_minutes", "log_every"):
             names.append(key)
     return names
