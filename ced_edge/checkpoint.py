@@ -172,7 +172,9 @@ def _one_line(e: Exception) -> str:
 
 
 def _unreadable(path: Path, e: Exception) -> InputError:
-    return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {_one_line(e)}")
+    # torch's advice on pickles, to load them unsafely, is not passed on.
+    reason = "no state dict of tensors alone" if "weights_only" in str(e) else _one_line(e)
+    return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {reason}")
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,8 @@ from ced_edge.errors import CedEdgeError, InputError
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it on success and removed on any failure.
 
-    One process at a time may write a path: what a killed one left of it is removed. Raises CedEdgeError on a full disk or an unwritable folder, naming `path`.
+    One process at a time may write a path: what a killed one left of it is removed. Raises CedEdgeError on a full
+    disk or an unwritable folder, naming `path`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

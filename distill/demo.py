@@ -21,7 +21,7 @@ NOTE = (
     "It shows every stage at work; the student is no tagger for real audio."
 )
 CLIPS, EVAL_CLIPS, SECONDS = 2_000, 480, 4.0
-TRAINING: dict[str, Any] = {"batch": 32, "repeats": 2, "optimizer": "muon", "lr": 2e-3, "log_every": 10}
+TRAINING: dict[str, Any] = {"batch": 32, "repeats": 2}
 """Training flags of the demonstration, where none are given."""
 WINDOWS = ((5, 2.0), (1, 4.0))
 """Short windows first: a step costs half as much, and most of the sounds fit."""
