@@ -4,7 +4,7 @@
 # STEPS are those of each comparison (c to f); what is finished is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-AUDIO=${AUDIO:-../shared/audio} TEACHERS=${TEACHERS:-../shared/teachers} OUT=${OUT:-runs/real} STEPS=${STEPS:-600}
+AUDIO=${AUDIO:-../shared/audio} TEACHERS=${TEACHERS:-../shared/teachers} OUT=${OUT:-runs/real} STEPS=${STEPS:-400}
 mn04=(--teacher "mn04=$TEACHERS/mn04_as_mAP_432.pt")
 both=("${mn04[@]}" --teacher "yamnet=$TEACHERS/yamnet_spectra_in.tflite")
 views=(--windows 4x2)
@@ -32,3 +32,7 @@ student c-consistent-ensemble pack store-both
 student d-clean-teacher pack store-clean "${views[@]}"
 student e-one-teacher pack store-mn04
 student f-labels pack-labelled store-labels "${views[@]}"
+
+# The recipe of students/tiny-esc10-pool: without UrbanSound8K, whose licence forbids commercial use.
+ced-edge distill --size tiny --runs "$OUT" --name chosen --clips-per-shard 512 --windows 8x2,2x5 --repeats 2 "${both[@]}" \
+  --data "$AUDIO/esc10.csv" --data "$AUDIO/pool.csv" --split train --eval-data "$AUDIO/esc10.csv" --eval-split dev

@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ced-edge distill --size tiny --name smoke
-ced-edge evaluate runs/smoke --data runs/smoke/demo/data/manifest.csv --split eval
+ced-edge evaluate runs/smoke --data runs/smoke/data/manifest.csv --split eval
