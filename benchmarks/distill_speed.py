@@ -151,7 +151,7 @@ class BareStep:
         torch.manual_seed(0)
         self.s = s
         self.model = CED(size(s.size)).train()
-        (self.optimizer,) = make_optimizers(self.model, TrainConfig(size=s.size))
+        self.optimizers = make_optimizers(self.model, TrainConfig(size=s.size))
         self.wave = 0.1 * torch.randn(s.batch, round(s.seconds * RATE_HZ))
         self.target = torch.rand(s.batch, N_CLASSES) ** 8
 
@@ -171,8 +171,9 @@ class BareStep:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             logits: Tensor = self.model(self.wave)
         bce(logits.float(), self.target).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def loop_rate(bench: Bench, store: Store, precision: str) -> float:
