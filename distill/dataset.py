@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -166,7 +169,8 @@ def loader(
 ) -> Generator[Batch, None, None]:
     """Batches from number `first` on, rendered ahead of the training step by `workers` processes (0: in this one).
 
-    Closing it ends them. Raises InputError when the pack is too small for the batch or the number of readers.
+    Closing it ends them. Raises InputError when the pack is too small for the batch or the number of readers, and
+    CedEdgeError when one of the processes dies.
     """
     check_readers(stream.pack, stream.batch, stream.world * max(1, workers))
     with warnings.catch_warnings():
@@ -183,10 +187,51 @@ def loader(
 
 
 def _raised(items: Iterator[Batch | CedEdgeError]) -> Generator[Batch, None, None]:
-    for item in items:
-        if isinstance(item, CedEdgeError):
+    with _Deaths() as deaths:
+        try:
+            while not isinstance(item := deaths.next(items), CedEdgeError):
+                yield item
             raise item
-        yield item
+        finally:
+            del items  # which ends the processes
+
+
+class _Deaths:
+    """torch raises wherever this process is when one that renders dies, be it amid saving: keep that to `next`."""
+
+    def __enter__(self) -> _Deaths:
+        self._listening = False
+        self._handler = signal.getsignal(signal.SIGCHLD)
+        self._replaced = callable(self._handler) and threading.current_thread() is threading.main_thread()
+        if self._replaced:
+            signal.signal(signal.SIGCHLD, self._on_death)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._replaced:
+            signal.signal(signal.SIGCHLD, self._handler)
+
+    def _on_death(self, number: int, frame: FrameType | None) -> None:
+        if self._listening and callable(self._handler):
+            self._handler(number, frame)
+
+    def next(self, items: Iterator[Batch | CedEdgeError]) -> Batch | CedEdgeError:
+        """The next item, or an error as one when a process has died."""
+        try:
+            self._listening = True
+            if self._replaced:
+                self._on_death(signal.SIGCHLD, None)  # of one that came before
+            return next(items)
+        except (RuntimeError, ConnectionError, EOFError) as e:
+            # An error inside a process comes as "Caught ...".
+            if str(e).startswith("Caught ") or (isinstance(e, RuntimeError) and "DataLoader worker" not in str(e)):
+                raise
+        finally:
+            self._listening = False
+        return CedEdgeError(
+            "a process that renders views died, perhaps for want of memory (or of /dev/shm): try --workers 0; the last "
+            "checkpoint is kept"
+        )
 
 
 def _leave_the_group(_worker: int) -> None:

@@ -152,7 +152,8 @@ class Learner:
             reason = str(e).partition("\n")[0]
             raise InputError(f"{path} is no training state ({reason}): delete it to start over") from e
         if different:
-            raise InputError(f"{run} is a run of another {', '.join(different)}: choose another folder, or delete it")
+            names = ", ".join(dict.fromkeys(different))
+            raise InputError(f"{run} was begun with other values of {names}: choose another folder, or delete it")
         self.model.load_state_dict(state["model"])
         self.averaged.load_state_dict(state["averaged"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -349,10 +350,6 @@ def memory_errors(batch: int) -> Iterator[None]:
         raise CedEdgeError(f"disk full: free some space and run again to go on; {kept}") from e
     except (MemoryError, RuntimeError) as e:
         said = str(e).lower()
-        if "dataloader worker" in said:
-            raise CedEdgeError(
-                f"a process that renders views died, for want of memory?: try --workers 0; {kept}"
-            ) from e
         if isinstance(e, MemoryError | torch.OutOfMemoryError) or "alloc" in said or "out of memory" in said:
             raise CedEdgeError(f"out of memory: use a --batch below {batch}; {kept}") from e
         raise

@@ -1,14 +1,8 @@
-"""Training: the loss falls, a stopped run goes on exactly, and what goes wrong is said in one line."""
+"""Training: the loss falls, the checkpoint says what it is, the plateau is warned of."""
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,63 +13,51 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_run import (
     HERTZ,
-    QUICK,
     RATE_HZ,
     RECIPE,
     SMALL,
     Notes,
-    command,
-    environment,
-    learnt,
-    make_pack,
+    config,
     make_store,
-    run_command,
+    make_stream,
+    small_student,
+    stop_at,
 )
+from torch import nn
 
 from ced_edge.checkpoint import git_revision, load_model, read_metadata
-from ced_edge.errors import InputError
 from ced_edge.labels import labels_hash
-from ced_edge.spec import SIZES, ModelSpec
-from distill import train as train_module
+from ced_edge.model import CED
+from ced_edge.spec import ModelSpec
 from distill.config import TrainConfig
-from distill.dataset import Stream
+from distill.dataset import Batch, Stream
 from distill.train import (
     MODEL_NAME,
     STATE_NAME,
-    Interrupted,
-    stop_politely,
+    make_optimizers,
+    new_student,
+    schedule,
+    time_offset,
     train,
     warm_ema,
 )
-from distill.trainlog import LOG_NAME, read_log
+from distill.trainlog import TrainLog, read_log
 from distill.views import ViewRecipe
 
 
 @pytest.fixture(autouse=True)
-def small_student(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setitem(SIZES, "tiny", SMALL)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _small_student() -> Iterator[None]:
+    with small_student():
+        yield
 
 
 @pytest.fixture(scope="module")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
-    folder = tmp_path_factory.mktemp("data")
-    packed = make_pack(folder)
-    return Stream(packed, make_store(folder / "store", packed), RECIPE, 4, RATE_HZ)
-
-
-def config(**fields: Any) -> TrainConfig:
-    return TrainConfig(**{**QUICK, **fields})
+    return make_stream(tmp_path_factory.mktemp("data"))
 
 
 def same_files(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
-
-
-# What a run leaves.
 
 
 def test_the_loss_falls_and_the_student_tells_the_tones_apart(stream: Stream, tmp_path: Path) -> None:
@@ -178,179 +160,82 @@ def test_every_optimizer_and_precision_learns_and_goes_on(
     assert same_files(tmp_path / "parts" / MODEL_NAME, tmp_path / "whole" / MODEL_NAME)
 
 
-# Stopping and going on.
+# The monitor of the plateau.
 
 
-def stop_at(step: int, run: Path, stream: Stream, chosen: TrainConfig, number: int = signal.SIGINT) -> None:
-    """Train, and press Ctrl-C after a step."""
-
-    def press(now: int) -> None:
-        if now == step:
-            os.kill(os.getpid(), number)
-
-    with pytest.raises(Interrupted, match=f"stopped at step {step} of") as e:
-        train(run, stream, chosen, reporter=Notes(press))
-    assert e.value.exit_code == 130
-    assert torch.load(run / STATE_NAME, weights_only=True)["step"] == step
+def test_a_student_that_says_the_same_of_every_clip_is_warned_of(stream: Stream, tmp_path: Path) -> None:
+    notes = Notes()
+    train(tmp_path, stream, config(steps=10, lr=1e-9), reporter=notes)
+    assert len(notes.warnings) == 1
+    assert notes.warnings[0].startswith("step 3: predictions are nearly the same for every clip (spread 0.")
+    assert "raise --kl or start with --init" in notes.warnings[0]
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_stopped_run_goes_on_exactly(stream: Stream, tmp_path: Path, workers: int) -> None:
-    chosen = config(steps=20, workers=workers)
-    train(tmp_path / "whole", stream, chosen, reporter=Notes())
-    stop_at(7, tmp_path / "parts", stream, chosen)
-    assert [row["step"] for row in read_log(tmp_path / "parts")] == list(range(1, 8))
-    stop_at(13, tmp_path / "parts", stream, chosen, signal.SIGTERM)
-    train(tmp_path / "parts", stream, chosen, reporter=Notes())
-    assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
-    assert len(learnt(tmp_path / "whole")) == 20
-    assert same_files(tmp_path / "parts" / MODEL_NAME, tmp_path / "whole" / MODEL_NAME)
+def test_no_warning_at_the_start_nor_of_a_student_that_tells_clips_apart(tmp_path: Path) -> None:
+    def warned(spreads: list[float]) -> list[str]:
+        notes = Notes()
+        with TrainLog(tmp_path, 0, len(spreads), notes) as log:
+            for step, value in enumerate(spreads, start=1):
+                numbers = dict.fromkeys(("loss", "bce", "kl", "grad"), 0.5) | {"spread": value, "teacher_spread": 0.3}
+                log.write(step, {k: torch.tensor(v) for k, v in numbers.items()}, 1e-3, 4)
+        return notes.warnings
+
+    assert warned([0.001] * 2 + [0.031] * 8) == []
+    assert [w[:7] for w in warned([0.001] * 10)] == ["step 3:"]
+    assert [w[:7] for w in warned([0.2] * 8 + [0.001] * 2)] == ["step 9:"]
 
 
-def test_clean_answers_go_on_exactly_too(stream: Stream, tmp_path: Path) -> None:
-    clean = make_store(tmp_path / "store", stream.pack, clean=True)
-    views = Stream(stream.pack, clean, ViewRecipe(windows=((5, 0.3),)), 4, RATE_HZ)
-    train(tmp_path / "whole", views, config(steps=8), reporter=Notes())
-    stop_at(3, tmp_path / "parts", views, config(steps=8))
-    train(tmp_path / "parts", views, config(steps=8), reporter=Notes())
-    assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
+# The parts.
 
 
-def test_a_second_ctrl_c_stops_at_once_and_the_old_handlers_come_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with stop_politely() as stop:
-        assert not stop
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop == [signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+def test_the_head_starts_at_the_mean_answer_and_the_blocks_at_nothing(stream: Stream) -> None:
+    model = new_student(stream.store, stream, config())
+    dense = [stream.store.read(0, s.name, s.clips).dense("tail")[0] for s in stream.pack.shards]
+    head = model.outputlayer[1]
+    assert isinstance(head, nn.Linear)
+    torch.testing.assert_close(head.bias.sigmoid(), torch.from_numpy(np.concatenate(dense).mean(axis=0)))
+    x = torch.randn(2, 5, SMALL.width)
+    torch.testing.assert_close(model.blocks[0](x), x)
+    assert torch.equal(
+        new_student(stream.store, stream, config(prior_bias=False)).outputlayer[1].bias, torch.zeros(527)
+    )
 
 
-def test_training_outside_the_main_thread_works(stream: Stream, tmp_path: Path) -> None:
-    done: list[Path] = []
-    thread = threading.Thread(target=lambda: done.append(train(tmp_path, stream, config(steps=2))))
-    thread.start()
-    thread.join()
-    assert done == [tmp_path / MODEL_NAME]
+def test_each_weight_is_in_one_group_and_only_matrices_decay() -> None:
+    model = CED(SMALL)
+    names = {id(p): name for name, p in model.named_parameters()}
+    for optimizer in ("adamw", "muon"):
+        groups = [g for o in make_optimizers(model, config(optimizer=optimizer)) for g in o.param_groups]
+        found = [names[id(p)] for g in groups for p in g["params"]]
+        assert sorted(found) == sorted(names.values())
+        decayed = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+        assert decayed == {n for n in names.values() if n.endswith("weight") and "norm" not in n and "_bn" not in n} - {
+            "outputlayer.0.weight"
+        }
 
 
-def test_a_checkpoint_comes_every_so_many_minutes(
-    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    saved: list[int] = []
-    monkeypatch.setattr(train_module, "save_state", lambda path, state: saved.append(state["step"]))
-    clock = iter(range(0, 10_000, 20))  # 20 s pass between two looks at it
-    monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(clock)))
-    train(tmp_path, stream, config(steps=10, checkpoint_minutes=1.0))
-    assert saved == [4, 8, 10]
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.0, abs=1e-3)
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+    assert schedule(0, 1, 0.0) == 1.0
 
 
-@pytest.mark.parametrize("between", ["before the weights", "between weights and state"])
-def test_a_run_killed_while_saving_goes_on_exactly(
-    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str
-) -> None:
-    chosen = config(steps=8, checkpoint_minutes=0.0)
-    train(tmp_path / "whole", stream, chosen, reporter=Notes())
+def test_short_windows_visit_the_whole_time_embedding_and_long_ones_fit() -> None:
+    model = CED(SMALL)
 
-    class Killed(BaseException):
-        pass
+    def offsets(seconds: float, **fields: Any) -> list[int]:
+        wave = torch.zeros(1, round(seconds * RATE_HZ))
+        batch = Batch(wave, wave, wave > 0)
+        return [time_offset(model, batch, step, config(**fields)) for step in range(400)]
 
-    def die(*_: object) -> None:
-        if json.loads((tmp_path / "parts" / "step").read_text()) == 5:
-            raise Killed
-
-    name = "save_model" if between == "before the weights" else "save_state"
-    real: Callable[..., None] = getattr(train_module, name)
-
-    def save(*arguments: Any) -> None:
-        die()
-        real(*arguments)
-
-    (tmp_path / "parts").mkdir()
-    notes = Notes(lambda step: (tmp_path / "parts" / "step").write_text(str(step)) and None)
-    monkeypatch.setattr(train_module, name, save)
-    with pytest.raises(Killed):
-        train(tmp_path / "parts", stream, chosen, reporter=notes)
-    assert torch.load(tmp_path / "parts" / STATE_NAME, weights_only=True)["step"] == 4
-    monkeypatch.setattr(train_module, name, real)
-    train(tmp_path / "parts", stream, chosen, reporter=Notes())
-    assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
-    assert same_files(tmp_path / "parts" / MODEL_NAME, tmp_path / "whole" / MODEL_NAME)
-
-
-@pytest.fixture(scope="module")
-def whole(stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the command line, from its start to its end, saving after each step."""
-    run = tmp_path_factory.mktemp("whole")
-    done = run_command(*training(stream, run))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(run / MODEL_NAME)
-    return run
-
-
-def training(stream: Stream, run: Path) -> list[object]:
-    flags = {**QUICK, "steps": 60, "workers": 1, "checkpoint_minutes": 0}
-    options = itertools_chain((f"--{k.replace('_', '-')}", v) for k, v in flags.items())
-    return ["train", "--pack", stream.pack.location, "--store", stream.store.path, "--out", run, "--resume", *options]
-
-
-def itertools_chain(pairs: Iterator[tuple[str, Any]]) -> list[object]:
-    return [part for pair in pairs for part in pair]
-
-
-def wait_for_steps(run: Path, n: int, process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 120.0
-    while not (run / LOG_NAME).exists() or (run / LOG_NAME).read_text().count("\n") <= n:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_was_stopped_goes_on_exactly(
-    stream: Stream, whole: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    """Signals go to the whole process group, as a terminal sends Ctrl-C: to the workers too."""
-    process = subprocess.Popen(
-        command(*training(stream, tmp_path)), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_for_steps(tmp_path, 8, process)
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=120)
-    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
-    assert 7 <= state["step"] < 60
-    if number == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 130, (out, err)
-        assert err.strip().splitlines()[-1].startswith(f"ced-edge: stopped at step {state['step']} of 60: saved in")
-        assert "Traceback" not in err
-        assert read_log(tmp_path)[-1]["step"] == state["step"]
-    done = run_command(*training(stream, tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert learnt(tmp_path) == learnt(whole)
-    assert same_files(tmp_path / MODEL_NAME, whole / MODEL_NAME)
-    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
-
-
-# Several processes.
-
-
-def test_two_processes_train_one_model(stream: Stream, tmp_path: Path) -> None:
-    flags = ["--steps", 12, "--batch", 8, "--workers", 1, "--log-every", 1, "--precision", "fp32", "--lr", 3e-3]
-    wanted = ["train", "--pack", stream.pack.location, "--store", stream.store.path, "--out", tmp_path, *flags]
-    done = run_command(*wanted, torchrun=2)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / MODEL_NAME)]
-    assert [row["step"] for row in read_log(tmp_path)] == list(range(1, 13))
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.startswith(".")) == [
-        LOG_NAME, MODEL_NAME, STATE_NAME, "tensorboard",
-    ]  # fmt: skip
-    assert load_model(tmp_path).spec == SMALL
-    with pytest.raises(InputError, match="is a run of another processes"):
-        train(tmp_path, stream, config(steps=12, batch=8, workers=1, ema=TrainConfig().ema))
-
-
-# TODO-MORE
+    patches = 201 // 16  # 2 s are 201 frames
+    assert sorted(set(offsets(2.0))) == list(range(63 - patches + 1))
+    assert set(offsets(10.0)) == {0, 1}
+    assert set(offsets(10.12)) == {0}
+    assert set(offsets(2.0, random_offset=False)) == {0}
+    assert offsets(2.0) == offsets(2.0)
+    assert offsets(2.0, seed=1) != offsets(2.0)

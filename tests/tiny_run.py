@@ -5,24 +5,30 @@ As a program it is `ced-edge` whose size `tiny` is that student: `python tests/t
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 
 from ced_edge.cli import main
 from ced_edge.manifest import Clip, read_manifest
 from ced_edge.spec import SIZES, ModelSpec
+from distill.config import TrainConfig
 from distill.dataset import Stream
 from distill.pack import PackConfig, pack
 from distill.shards import Pack, read_shard
 from distill.store import CLEAN_EPOCH, Answers, Store
-from distill.trainlog import read_log
+from distill.train import STATE_NAME, Interrupted, train
+from distill.trainlog import LOG_NAME, read_log
 from distill.views import ViewRecipe
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
@@ -71,11 +77,29 @@ def make_store(folder: Path, packed: Pack, recipe: ViewRecipe = RECIPE, k: int =
     return store
 
 
-def make_stream(folder: Path, batch: int = 4, **fields: Any) -> Stream:
-    """A pack of 24 tones in four shards, and its store."""
+def make_stream(folder: Path) -> Stream:
+    """Batches of four from 24 tones in four shards, and their answers."""
     packed = make_pack(folder)
     store = make_store(folder / "store", packed)
-    return Stream(packed, store, store.recipe, batch, RATE_HZ, **fields)
+    return Stream(packed, store, store.recipe, 4, RATE_HZ)
+
+
+@contextlib.contextmanager
+def small_student() -> Iterator[None]:
+    """Within, `tiny` is the small student, and torch has one thread as in `environment`."""
+    tiny, threads = SIZES["tiny"], torch.get_num_threads()
+    SIZES["tiny"] = SMALL
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        SIZES["tiny"] = tiny
+        torch.set_num_threads(threads)
+
+
+def config(**fields: Any) -> TrainConfig:
+    """A quick training."""
+    return TrainConfig(**{**QUICK, **fields})
 
 
 class Notes:
@@ -99,6 +123,18 @@ def learnt(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "clips_per_s"} for row in read_log(run)]
 
 
+def stop_at(step: int, run: Path, stream: Stream, chosen: TrainConfig, number: int = signal.SIGINT) -> None:
+    """Train, and press Ctrl-C after a step."""
+
+    def press(now: int) -> None:
+        if now == step:
+            os.kill(os.getpid(), number)
+
+    with contextlib.suppress(Interrupted):
+        train(run, stream, chosen, reporter=Notes(press))
+    assert torch.load(run / STATE_NAME, weights_only=True)["step"] == step
+
+
 def command(*args: object, torchrun: int = 0) -> list[str]:
     """`ced-edge ARGS` with the small student, in `torchrun` processes if any."""
     start = [sys.executable, "-W", "error::DeprecationWarning:distill"]
@@ -116,8 +152,29 @@ def environment() -> dict[str, str]:
 def run_command(*args: object, torchrun: int = 0, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `ced-edge ARGS` to its end."""
     return subprocess.run(
-        command(*args, torchrun=torchrun), env=environment(), capture_output=True, text=True, timeout=300, **options
+        command(*args, torchrun=torchrun), env=environment(), capture_output=True, text=True, timeout=500, **options
     )
+
+
+def start_command(*args: object, torchrun: int = 0) -> subprocess.Popen[str]:
+    """Start `ced-edge ARGS` in a process group of its own, as a terminal does."""
+    return subprocess.Popen(
+        command(*args, torchrun=torchrun),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_steps(run: Path, n: int, process: subprocess.Popen[str]) -> None:
+    """Until a training that was started has done n steps."""
+    end = time.monotonic() + 300.0
+    while not (run / LOG_NAME).exists() or (run / LOG_NAME).read_text().count("\n") <= n:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
