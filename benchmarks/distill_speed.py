@@ -1,7 +1,7 @@
 """Speed and memory of distillation: what the data path costs beside the bare arithmetic, as ratios in one run.
 
     python benchmarks/distill_speed.py            # some 25 minutes on 2 idle cores, 8 GB of disk
-    python benchmarks/distill_speed.py --quick    # a minute, to see that it runs
+    python benchmarks/distill_speed.py --quick    # a minute or two, to see that it runs
 
 Speed: the parts of a comparison take turns, and a ratio is the median over the turns of the ratio within one, so a
 machine that slows down for a while does not decide it. Memory: the subcommands run as child processes, and the
@@ -78,7 +78,7 @@ class Settings:
 
     @classmethod
     def quick(cls) -> Settings:
-        """Small enough for a minute; the figures mean nothing."""
+        """Small enough for a minute or two; the figures mean nothing."""
         return cls("tiny", 8, 2.0, 2, 2, os.cpu_count() or 1, 32, 16, 8)
 
 
@@ -346,7 +346,7 @@ def machine() -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A minute, to see that it runs; the figures mean nothing.")
+@click.option("--quick", is_flag=True, help="Small sizes, to see that it runs; the figures mean nothing.")
 @click.option("--only", type=click.Choice(["training", "teaching", "memory"]), multiple=True, help="Parts; repeat.")
 @click.option("--teacher", multiple=True, metavar="NAME=PATH", help="Instead of an mn04 with random weights; repeat.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where the temporary folder goes.")
