@@ -1,0 +1,200 @@
+"""The bundle on disk, which is all that a device needs: manifest.json, labels.txt and model files; checked at load."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import read_json, sha256_file, write_json
+from ced_edge.labels import labels, labels_hash
+from ced_edge.spec import ModelSpec
+
+FORMAT = 1
+MANIFEST_NAME, LABELS_NAME = "manifest.json", "labels.txt"
+INPUTS = ("waveform", "mel")
+KINDS = ("int8", "int8-static", "fp32")
+"""Arithmetic of a model file, the default first."""
+FORMATS = ("onnx", "tflite")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One model file of a bundle."""
+
+    name: str
+    """`<size>-<kind>.onnx` or `.tflite`."""
+    kind: str
+    """fp32, int8 or int8-static."""
+    quantisation: str
+    """What was quantised and how, in words."""
+    bytes: int
+    sha256: str
+
+    @property
+    def format(self) -> str:
+        """onnx or tflite."""
+        return Path(self.name).suffix[1:]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What manifest.json says. `folder` is where it was read from."""
+
+    folder: Path
+    spec: ModelSpec
+    window_s: float
+    """Longest input of one call, and the only one of a .tflite file."""
+    input: str
+    """`waveform` (B, samples) at the spec's rate, front end in the graph; or `mel` (B, n_mels, frames) in dB."""
+    files: tuple[ModelFile, ...]
+    checkpoint_sha256: str
+    labels_sha256: str
+    """Of labels.txt."""
+    reference: dict[str, Any] | None = None
+    """Metrics of the checkpoint's reference.json, where there was one at export."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    output: str = "prob"
+    """(B, n_classes) probabilities."""
+    labels_hash: str = dataclasses.field(default_factory=labels_hash)
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of a full window at the spec's rate."""
+        return round(self.window_s * self.spec.frontend.rate_hz)
+
+    @property
+    def window_frames(self) -> int:
+        """Log-mel frames of a full window."""
+        return self.spec.frontend.frames(self.window_samples)
+
+    def file(self, name: str | None = None, kind: str | None = None, format: str | None = None) -> ModelFile:
+        """The first model file that fits, in the order of KINDS and FORMATS. Raises InputError naming what there is."""
+        fitting = [
+            f for f in self.files if name in (None, f.name) and kind in (None, f.kind) and format in (None, f.format)
+        ]
+        if not fitting:
+            asked = " ".join(word for word in (name, kind, format) if word)
+            raise InputError(f"{self.folder} has no {asked} file: it holds {', '.join(f.name for f in self.files)}")
+        return min(fitting, key=lambda f: (KINDS.index(f.kind), FORMATS.index(f.format)))
+
+    def path(self, file: ModelFile) -> Path:
+        """Where a model file lies."""
+        return self.folder / file.name
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for manifest.json."""
+        fields = dataclasses.asdict(self)
+        del fields["folder"]
+        return {"format": FORMAT, **fields}
+
+    def write(self) -> None:
+        """Write manifest.json into `folder`, whose other files are there already."""
+        write_json(self.folder / MANIFEST_NAME, self.to_dict())
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Read and check a bundle: every file's hash, the labels, the spec. Raises InputError saying what is wrong."""
+    if not folder.is_dir():
+        raise InputError(f"no such bundle: {folder} (a folder that `ced-edge export` wrote)")
+    if not (folder / MANIFEST_NAME).is_file():
+        raise InputError(f"{folder} is no bundle: it has no {MANIFEST_NAME}; `ced-edge export` writes one")
+    fields = read_json(folder / MANIFEST_NAME)
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        raise InputError(f"{folder / MANIFEST_NAME} is of another format than {FORMAT}: export the bundle again")
+    bundle = _parse(folder, {k: v for k, v in fields.items() if k != "format"})
+    _check_labels(bundle)
+    for file in bundle.files:
+        path = bundle.path(file)
+        if not path.is_file():
+            raise InputError(f"{folder} lacks {file.name}, which its manifest names: copy the whole bundle again")
+        if sha256_file(path) != file.sha256:
+            raise InputError(f"{path} is not the file that was exported (its hash differs): copy the bundle again")
+    return bundle
+
+
+def _parse(folder: Path, fields: dict[str, Any]) -> Bundle:
+    path = folder / MANIFEST_NAME
+    try:
+        spec = ModelSpec.from_dict(fields.pop("spec"))
+        files = tuple(ModelFile(**f) for f in fields.pop("files"))
+        bundle = Bundle(folder=folder, spec=spec, files=files, **fields)
+        known = (
+            bundle.input in INPUTS
+            and bundle.output == "prob"
+            and bool(files)
+            and all(f.kind in KINDS and f.format in FORMATS and Path(f.name).name == f.name for f in files)
+            and spec.min_samples <= bundle.window_samples <= spec.max_samples
+        )
+    except (TypeError, KeyError, AttributeError, ValueError) as e:
+        raise InputError(f"{path} is broken ({e}): export the bundle again") from e
+    if not known:
+        raise InputError(f"{path} tells of an input, kind, file or window that this version does not know")
+    return bundle
+
+
+def _check_labels(bundle: Bundle) -> None:
+    path = bundle.folder / LABELS_NAME
+    if not path.is_file():
+        raise InputError(f"{bundle.folder} lacks {LABELS_NAME}: copy the whole bundle again")
+    count = len(path.read_text(encoding="utf-8", errors="replace").splitlines())
+    if count != bundle.spec.n_classes:
+        raise InputError(f"{path} has {count} labels for a model of {bundle.spec.n_classes} classes")
+    if sha256_file(path) != bundle.labels_sha256:
+        raise InputError(f"{path} is not the file that was exported (its hash differs): copy the bundle again")
+    if bundle.labels_hash != labels_hash():
+        raise InputError(f"{bundle.folder} was exported for another list of classes than this version's")
+
+
+def labels_text() -> str:
+    """The content of labels.txt: a display name per line, in the order of the outputs."""
+    return "".join(f"{label.name}\n" for label in labels())
+
+
+@contextlib.contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` to fill, which takes its place on success and is removed on any failure.
+
+    Raises InputError where `folder` is there and is no bundle, CedEdgeError on a full disk.
+    """
+    if folder.exists() and not (folder / MANIFEST_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there and is no bundle: choose another place for it")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            _exchange(temporary, folder)
+        else:
+            temporary.rename(folder)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise CedEdgeError(f"disk full while writing {folder}: free some space and run again") from e
+        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise CedEdgeError(f"cannot write {folder}: {e.strerror}") from e
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Swap two folders: in one step where the kernel can (Linux), else in three."""
+    at_fdcwd, rename_exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0:
+        return
+    aside = a.with_name(f"{a.name}.old.tmp")
+    b.rename(aside)
+    a.rename(b)
+    aside.rename(a)
