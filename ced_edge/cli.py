@@ -20,6 +20,12 @@ COMMANDS = {
     "train": ("distill.cli:train", "Train a student from a pack and a store."),
     "pretrain": ("distill.cli_pretrain:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
     "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
+    "export": ("export.cli:export", "Turn a checkpoint into a bundle of ONNX and TFLite files, int8 too."),
+    "check": ("ced_edge.cli_check:check", "Hold a bundle against the reference: was accuracy lost?"),
+    "bench": ("ced_edge.cli_check:bench", "Latency, load time and memory of a bundle on this machine."),
+    "info": ("ced_edge.cli_edge:info", "Show what a bundle holds."),
+    "tag": ("ced_edge.cli_edge:tag", "Tag audio files, with times."),
+    "listen": ("ced_edge.cli_edge:listen", "Tag the microphone, a file or a stream live."),
 }
 """Subcommand -> where it is, and the help that needs no import."""
 
@@ -37,7 +43,7 @@ class LazyGroup(click.Group):
         try:
             command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as e:
-            extra = "train" if module.startswith("distill") else "all"
+            extra = {"distill": "train", "export": "export"}.get(module.partition(".")[0], "all")
             raise CedEdgeError(f"`ced-edge {cmd_name}` needs {e.name}: pip install 'ced-edge[{extra}]'") from e
         assert isinstance(command, click.Command)
         return command
