@@ -76,15 +76,19 @@ class Bundle:
         """Log-mel frames of a full window."""
         return self.spec.frontend.frames(self.window_samples)
 
-    def file(self, name: str | None = None, kind: str | None = None, format: str | None = None) -> ModelFile:
-        """The first model file that fits, in the order of KINDS and FORMATS. Raises InputError naming what there is."""
+    def fitting(self, name: str | None = None, kind: str | None = None, format: str | None = None) -> list[ModelFile]:
+        """The model files that fit, in the order of KINDS and FORMATS. Raises InputError naming what there is."""
         fitting = [
             f for f in self.files if name in (None, f.name) and kind in (None, f.kind) and format in (None, f.format)
         ]
         if not fitting:
             asked = " ".join(word for word in (name, kind, format) if word)
             raise InputError(f"{self.folder} has no {asked} file: it holds {', '.join(f.name for f in self.files)}")
-        return min(fitting, key=lambda f: (KINDS.index(f.kind), FORMATS.index(f.format)))
+        return sorted(fitting, key=lambda f: (KINDS.index(f.kind), FORMATS.index(f.format)))
+
+    def file(self, name: str | None = None, kind: str | None = None, format: str | None = None) -> ModelFile:
+        """The first model file that fits. Raises InputError naming what there is."""
+        return self.fitting(name, kind, format)[0]
 
     def path(self, file: ModelFile) -> Path:
         """Where a model file lies."""

@@ -25,7 +25,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 1_000_000
 """Rates outside this range are broken headers; resampling from them would fill the memory."""
 
-_BLOCK_FRAMES = 1 << 20
+_BLOCK_FRAMES = 1 << 18
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a length near 2**63 where the header has none
 _MAX_FRAMES_PER_BYTE = 1 << 16  # a FLAC frame has at least 10 bytes and at most 65,535 samples per channel
 _SF_ERR_BAD_INFO = 24  # libsndfile: the header was read, but its rate or channel count is out of range
@@ -79,20 +79,24 @@ def _opened(source: Path | BinaryIO) -> Iterator[soundfile.SoundFile]:
             raise AudioError(name, "truncated or damaged") from e
 
 
-def _read(f: soundfile.SoundFile, start: int, stop: int, name: str) -> Float32:
-    """Frames [start, stop) as (frames, channels). Raises AudioError when the file ends before its header says."""
+def _blocks(f: soundfile.SoundFile, start: int, stop: int, name: str) -> Iterator[Float32]:
+    """Frames [start, stop) as (frames, channels) each. Raises AudioError when the file ends before its header says."""
     stop = min(stop, f.frames)
     if start >= stop:
         raise AudioError(name, "no samples")
     if start > 0:
         f.seek(start)
-    blocks: list[Float32] = []
     while start < stop:  # in blocks, so that a header that lies about its length costs no memory
         block = f.read(min(stop - start, _BLOCK_FRAMES), dtype="float32", always_2d=True)
         if len(block) == 0:
             raise AudioError(name, "truncated or damaged")
-        blocks.append(block)
+        yield block
         start += len(block)
+
+
+def _read(f: soundfile.SoundFile, start: int, stop: int, name: str) -> Float32:
+    """Frames [start, stop) as (frames, channels)."""
+    blocks = list(_blocks(f, start, stop, name))
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 
@@ -100,6 +104,13 @@ def duration_s(source: Path) -> float:
     """Length in seconds as the header tells it. Raises AudioError."""
     with _opened(source) as f:
         return float(f.frames / f.samplerate)
+
+
+def stream(source: Path | BinaryIO) -> Iterator[tuple[Float32, int]]:
+    """A file of any length, piece by piece: ((frames, channels) float32, rate in Hz). Raises AudioError."""
+    with _opened(source) as f:
+        for block in _blocks(f, 0, f.frames, _name(source)):
+            yield block, int(f.samplerate)
 
 
 def decode(source: Path | BinaryIO) -> tuple[Float32, int]:

@@ -22,6 +22,10 @@ TFLITE_RUNTIMES = (
 """Module with an `Interpreter`, and the package that brings it; the first one installed is used."""
 
 
+class NotInstalled(InputError):
+    """The file may be fine, but nothing here can run it. The message says what to install."""
+
+
 @dataclass(frozen=True)
 class Port:
     """One input or output of a model file."""
@@ -54,7 +58,7 @@ class Backend(Protocol):
 def load_backend(path: Path, threads: int = 1) -> Backend:
     """Load a .onnx or .tflite file with `threads` threads inside one `run`.
 
-    Raises InputError: no such file, another suffix, no runtime installed (with what to install), not a model.
+    Raises InputError: no such file, another suffix, not a model; NotInstalled: no runtime (with what to install).
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -72,7 +76,7 @@ class OnnxBackend:
         try:
             import onnxruntime as ort
         except ImportError as e:
-            raise InputError(f"{path} needs ONNX Runtime: pip install onnxruntime") from e
+            raise NotInstalled(f"{path} needs ONNX Runtime: pip install onnxruntime") from e
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -151,7 +155,7 @@ def _tflite_runtime(path: Path) -> tuple[Any, str]:
             return importlib.import_module(module), package
         except ImportError:
             continue
-    raise InputError(f"{path} needs a TFLite runtime: pip install ai-edge-litert")
+    raise NotInstalled(f"{path} needs a TFLite runtime: pip install ai-edge-litert")
 
 
 def _onnx_port(port: Any) -> Port:

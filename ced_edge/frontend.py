@@ -12,6 +12,9 @@ from ced_edge.spec import FrontendSpec
 
 Float32 = NDArray[np.float32]
 
+_BLOCK = 128
+"""Frames computed at a time: their arrays stay in the cache."""
+
 
 def hz_to_mel(hz: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """Hertz to mel, HTK formula: 2595 log10(1 + f / 700)."""
@@ -59,6 +62,39 @@ def hann_window(length: int) -> Float32:
     return window
 
 
+@functools.lru_cache(maxsize=8)
+def _bands(spec: FrontendSpec) -> tuple[NDArray[np.intp], Float32, NDArray[np.intp]]:
+    """The filters without their zeros, one after the other: bins (n,), weights (n,), each filter's first (n_mels,)."""
+    filters = mel_filters(spec)
+    # Never empty, as reduceat needs it: a filter that lies between two bins keeps a zero.
+    bins = [np.flatnonzero(f) if f.any() else np.zeros(1, np.intp) for f in filters]
+    starts = np.cumsum([0, *map(len, bins[:-1])])
+    return np.concatenate(bins), np.concatenate([f[b] for f, b in zip(filters, bins, strict=True)]), starts
+
+
+def frames_db(samples: Float32, spec: FrontendSpec) -> Float32:
+    """Samples (n,) -> (frames, n_mels) in dB of every whole frame in them, neither centred nor floored.
+
+    A frame's values depend on its own n_fft samples alone, to the last bit: every sum has its own order. (A matrix
+    product has not; its order changes with the number of frames.)
+    """
+    frames = np.lib.stride_tricks.sliding_window_view(samples, spec.n_fft)[:: spec.hop]  # (T, n_fft)
+    bins, weights, starts = _bands(spec)
+    db = np.empty((len(frames), spec.n_mels), np.float32)
+    for i in range(0, len(frames), _BLOCK):
+        spectrum = np.fft.rfft(frames[i : i + _BLOCK] * hann_window(spec.n_fft), axis=-1)  # (block, n_bins)
+        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32, copy=False)
+        mel = np.add.reduceat(power.take(bins, axis=1) * weights, starts, axis=1)  # (block, n_mels)
+        db[i : i + _BLOCK] = np.log10(np.maximum(mel, np.float32(spec.min_power)))
+    db *= np.float32(10.0)
+    return db
+
+
+def _floored(db: Float32, spec: FrontendSpec) -> Float32:
+    """(frames, n_mels) -> (n_mels, frames), nothing more than `top_db` below the loudest."""
+    return np.ascontiguousarray(np.maximum(db, db.max() - np.float32(spec.top_db)).T)
+
+
 def log_mel(wave: Float32, spec: FrontendSpec) -> Float32:
     """Waveform (samples,) in [-1, 1] -> log-mel (n_mels, frames) in dB.
 
@@ -67,10 +103,33 @@ def log_mel(wave: Float32, spec: FrontendSpec) -> Float32:
     if wave.ndim != 1 or len(wave) < spec.min_samples:
         raise InputError(f"the front end takes one channel of at least {spec.min_samples} samples, not {wave.shape}")
     padded = np.pad(wave.astype(np.float32, copy=False), spec.n_fft // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(padded, spec.n_fft)[:: spec.hop]  # (T, n_fft)
-    spectrum = np.fft.rfft(frames * hann_window(spec.n_fft), axis=-1)  # (T, n_bins)
-    power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-    mel = mel_filters(spec) @ power.T  # (n_mels, T)
-    db: Float32 = np.float32(10.0) * np.log10(np.maximum(mel, np.float32(spec.min_power)))
-    floor: np.float32 = db.max() - np.float32(spec.top_db)
-    return np.maximum(db, floor)
+    return _floored(frames_db(padded, spec), spec)
+
+
+class StreamMel:
+    """`log_mel` of one window of a stream after the other; frames that windows share are computed once.
+
+    Bit for bit what `log_mel` gives: only frames that lie inside a window are shared. Those that reflection fills, at
+    its edges, and the floor are the window's own.
+    """
+
+    def __init__(self, spec: FrontendSpec) -> None:
+        self.spec = spec
+        self._first, self._frames = 0, np.empty((0, spec.n_mels), np.float32)
+
+    def log_mel(self, wave: Float32, start: int) -> Float32:
+        """The window (samples,) that begins at sample `start` of the stream -> (n_mels, frames) in dB."""
+        s, half = self.spec, self.spec.n_fft // 2
+        a = -(-half // s.hop)  # the first frame that lies inside
+        b = (len(wave) - half) // s.hop + 1  # the first one after it that does not
+        if start % s.hop or b <= a:
+            return log_mel(wave, s)
+        first = start // s.hop + a  # in frames of the stream
+        known = self._frames[first - self._first :][: b - a] if first >= self._first else self._frames[:0]
+        if len(known) < b - a:
+            fresh = frames_db(wave[(a + len(known)) * s.hop - half : (b - 1) * s.hop + half], s)
+            known = np.concatenate([known, fresh])
+        self._first, self._frames = first, known
+        padded = np.pad(wave, half, mode="reflect")
+        edges = frames_db(padded[: (a - 1) * s.hop + s.n_fft], s), frames_db(padded[b * s.hop :], s)
+        return _floored(np.concatenate([edges[0], known, edges[1]]), s)

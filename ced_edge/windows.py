@@ -17,15 +17,25 @@ def n_full(samples: int, chunk: int, hop: int | None = None) -> int:
     return 0 if samples < chunk else 1 + (samples - chunk) // hop
 
 
+def n_windows(samples: int, chunk: int, hop: int | None = None) -> int:
+    """How many windows an input of `samples` samples has, the tail included."""
+    n, step = n_full(samples, chunk, hop), chunk if hop is None else hop
+    covered = (n - 1) * step + chunk if n else 0
+    return n + (covered < samples)
+
+
+def span(i: int, samples: int, chunk: int, hop: int | None = None) -> tuple[int, int]:
+    """(start, stop) of window `i` over an input of `samples` samples."""
+    start = i * (chunk if hop is None else hop)
+    return start, min(start + chunk, samples)
+
+
 def chunks(samples: int, chunk: int, hop: int | None = None) -> list[tuple[int, int]]:
     """(start, stop) of every window over an input of `samples` samples, the tail included.
 
     Without `hop` the windows follow on one another: each sample is in exactly one.
     """
-    n, step = n_full(samples, chunk, hop), chunk if hop is None else hop
-    full = [(i * step, i * step + chunk) for i in range(n)]
-    covered = full[-1][1] if full else 0
-    return [*full, (n * step, samples)] if covered < samples else full
+    return [span(i, samples, chunk, hop) for i in range(n_windows(samples, chunk, hop))]
 
 
 def times_s(span: tuple[int, int], rate_hz: int) -> tuple[float, float]:
