@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import csv
+import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from ced_edge import labels
 from ced_edge.audio import AUDIO_SUFFIXES, AudioError, duration_s
 from ced_edge.errors import InputError
+from ced_edge.files import sha256_file, sha256_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,28 @@ def read_manifest(path: Path, split: str | None = None, audio_root: Path | None 
     if not clips:
         raise InputError(f"{path} lists no clips")
     return clips
+
+
+def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
+    """The clips of several manifests or folders; a name that two of them share is told apart by its manifest."""
+    parts = [read_manifest(path, split, root) for path in data]
+    names = [clip.id for part in parts for clip in part]
+    if len(set(names)) == len(names):
+        return [clip for part in parts for clip in part]
+    stems = [path.stem for path in data]
+    if len(set(stems)) < len(stems):
+        raise InputError("two of the manifests hold the same file names and have the same name: rename one of them")
+    return [dataclasses.replace(c, id=f"{stem}/{c.id}") for stem, part in zip(stems, parts, strict=True) for c in part]
+
+
+def data_hash(clips: Sequence[Clip]) -> str:
+    """SHA-256 over the clips' names, labels, groups and files' bytes; their order does not matter."""
+    files: dict[Path, str] = {}
+    for clip in clips:
+        if clip.path not in files:
+            files[clip.path] = sha256_file(clip.path)
+    rows = [[c.id, files[c.path], c.start_s, c.stop_s, c.labels, c.group] for c in clips]
+    return sha256_json(sorted(rows, key=lambda row: str(row[0])))
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

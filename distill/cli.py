@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,7 @@ import click
 
 from ced_edge.errors import InputError
 from ced_edge.files import read_toml
-from ced_edge.manifest import Clip, read_manifest
+from ced_edge.manifest import read_clips
 from ced_edge.spec import N_CLASSES
 from distill.config import TrainConfig
 from distill.pack import PackConfig
@@ -81,18 +81,6 @@ def view_recipe(windows: str | None, toml: Path | None, seed: int | None, defaul
     if seed is not None:
         fields["seed"] = seed
     return ViewRecipe.from_dict(fields)
-
-
-def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
-    """The clips of several manifests or folders; a name that two of them share is told apart by its manifest."""
-    parts = [read_manifest(path, split, root) for path in data]
-    names = [clip.id for part in parts for clip in part]
-    if len(set(names)) == len(names):
-        return [clip for part in parts for clip in part]
-    stems = [path.stem for path in data]
-    if len(set(stems)) < len(stems):
-        raise InputError("two of the manifests hold the same file names and have the same name: rename one of them")
-    return [dataclasses.replace(c, id=f"{stem}/{c.id}") for stem, part in zip(stems, parts, strict=True) for c in part]
 
 
 def data_options(command: F) -> F:

@@ -22,9 +22,9 @@ from torch import Tensor
 from ced_edge import __version__, metrics
 from ced_edge.audio import AudioError, load
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.files import sha256_file, sha256_json
+from ced_edge.files import sha256_file
 from ced_edge.labels import labels
-from ced_edge.manifest import Clip
+from ced_edge.manifest import Clip, data_hash
 from ced_edge.model import CED, predict
 from ced_edge.reference import Reference
 
@@ -287,13 +287,3 @@ def versions() -> dict[str, str]:
         "libsndfile": soundfile.__libsndfile_version__,
         "soxr": soxr.__version__,
     }
-
-
-def data_hash(clips: Sequence[Clip]) -> str:
-    """SHA-256 over the clips' names, labels, groups and files' bytes; their order does not matter."""
-    files: dict[Path, str] = {}
-    for clip in clips:
-        if clip.path not in files:
-            files[clip.path] = sha256_file(clip.path)
-    rows = [[c.id, files[c.path], c.start_s, c.stop_s, c.labels, c.group] for c in clips]
-    return sha256_json(sorted(rows, key=lambda row: str(row[0])))

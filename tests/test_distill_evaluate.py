@@ -17,12 +17,12 @@ from ced_edge.audio import load
 from ced_edge.checkpoint import save_model
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
-from ced_edge.manifest import Clip
+from ced_edge.manifest import Clip, data_hash
 from ced_edge.model import CED, predict
 from ced_edge.reference import read_reference
 from ced_edge.spec import ModelSpec
 from distill import evaluate as evaluate_module
-from distill.evaluate import Evaluation, data_hash, evaluate, evaluate_tagger, find_device
+from distill.evaluate import Evaluation, evaluate, evaluate_tagger, find_device
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
 TONES = {"low": (250.0, (3, 5)), "high": (2_000.0, (7,))}
