@@ -30,7 +30,7 @@ from ced_edge.model import CED
 from ced_edge.spec import N_CLASSES, ModelSpec
 from distill.losses import prior_logits
 from distill.progress import stage
-from distill.teachers.mobilenet import HalfRateFrontEnd, MobileNet, SqueezeExcite
+from distill.teachers.mobilenet import HalfRateFrontEnd, MobileNet
 from distill.train import schedule
 
 VERSION = 1
@@ -174,10 +174,6 @@ def train_one(
 def new_cnn(lr: float) -> Student:
     """A MobileNet with initial weights. Its features are (ln power + 4.5) / 5, power floored at 1e-5."""
     model = MobileNet(CNN_WIDTH).to(memory_format=torch.channels_last)
-    for module in model.modules():
-        if isinstance(module, SqueezeExcite):
-            # It scales its input in place, which the activation before it needs unchanged for its gradient.
-            module.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(),))
     half_rate = HalfRateFrontEnd()
 
     def forward(mel: Tensor, place: int) -> Tensor:

@@ -22,7 +22,14 @@ from ced_edge.spec import ModelSpec
 from distill.ensemble import Ensemble
 from distill.teachers import Teacher, TeacherSpec, load_teacher, load_teachers, parse_teachers
 from distill.teachers.base import window_starts
-from distill.teachers.mobilenet import MobileNet, MobileNetTeacher, kaldi_mel_filters, load_mobilenet, scaled
+from distill.teachers.mobilenet import (
+    MobileNet,
+    MobileNetTeacher,
+    SqueezeExcite,
+    kaldi_mel_filters,
+    load_mobilenet,
+    scaled,
+)
 
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
 
@@ -130,6 +137,17 @@ def test_any_width_and_folded_batchnorm(tmp_path: Path, width: float) -> None:
         expected = plain(teacher.front_end(wave).unsqueeze(1))
     torch.testing.assert_close(teacher.logits(wave), expected, atol=1e-3, rtol=1e-4)
     assert expected.std() > 0.01
+
+
+def test_squeeze_excite_learns_and_evaluates_the_same() -> None:
+    """Working in place must spoil neither a gradient nor an answer."""
+    torch.manual_seed(0)
+    layer = SqueezeExcite(8).double()
+    after_relu = torch.nn.Sequential(torch.nn.ReLU(), layer)
+    x = torch.randn(2, 8, 3, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(after_relu, x)
+    trained = after_relu(x).detach()
+    torch.testing.assert_close(after_relu.eval()(x.detach()), trained)
 
 
 @pytest.mark.parametrize("kind", ["mobilenet", "ced"])
