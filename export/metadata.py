@@ -1,0 +1,153 @@
+"""What a model file says about itself, so that other programs can use it: ONNX metadata_props, TFLite metadata."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flatbuffers
+import numpy as np
+
+from ced_edge import __version__
+from ced_edge.artifact import LABELS_NAME, labels_text
+from ced_edge.files import atomic_path
+from ced_edge.labels import labels, labels_hash
+from ced_edge.spec import ModelSpec
+
+ENTRY = "TFLITE_METADATA"
+"""Name under which readers look for the metadata in a .tflite file."""
+BUFFER_ALIGNMENT = 16
+"""Bytes. TFLite's schema asks for it (`force_align`); flatbuffers' Python side does not keep it by itself."""
+
+# Union members and an enum's value of metadata_schema.fbs 1.5.0 (MediaPipe, Apache-2.0).
+_FEATURE_PROPERTIES, _AUDIO_PROPERTIES = 1, 4
+_TENSOR_AXIS_LABELS = 2
+_PARSER_VERSION = "1.3.0"  # the first that knows audio properties
+
+
+def onnx_props(spec: ModelSpec, input: str, window_s: float) -> dict[str, str]:
+    """The metadata_props of an .onnx file: all that a client needs to feed it and to name its outputs.
+
+    `labels` and `mids` are JSON lists in the order of the outputs, `spec` is the ModelSpec as JSON, `model_type` is
+    what the CED models of sherpa-onnx carry.
+    """
+    return {
+        "model_type": "CED",
+        "input": input,
+        "window_s": repr(float(window_s)),
+        "sample_rate": str(spec.frontend.rate_hz),
+        "spec": json.dumps(spec.to_dict(), sort_keys=True),
+        "labels": json.dumps([label.name for label in labels()], ensure_ascii=False),
+        "mids": json.dumps([label.mid for label in labels()]),
+        "labels_hash": labels_hash(),
+        "producer": f"ced-edge {__version__}",
+    }
+
+
+def add_onnx_metadata(path: Path, spec: ModelSpec, input: str, window_s: float) -> None:
+    """Write `onnx_props` into an .onnx file, in place; what it holds under other names stays."""
+    import onnx
+
+    model = onnx.load(path)
+    kept = {p.key: p.value for p in model.metadata_props}
+    onnx.helper.set_model_props(model, kept | onnx_props(spec, input, window_s))
+    with atomic_path(path) as temporary:
+        onnx.save(model, temporary)
+
+
+def add_tflite_metadata(path: Path, spec: ModelSpec, input: str, window_s: float) -> None:
+    """Write `tflite_metadata` into a .tflite file, in place, and pack labels.txt behind the model.
+
+    MediaPipe's AudioClassifier needs both. The file is then a model and a zip archive at once. Doing it again
+    replaces what was there.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model = flatbuffer_utils.read_model(path)
+    model.metadata = model.metadata or []
+    entry = next((m for m in model.metadata if m.name in (ENTRY, ENTRY.encode())), None)
+    if entry is None:
+        entry = schema.MetadataT(name=ENTRY, buffer=len(model.buffers))
+        model.metadata.append(entry)
+        model.buffers.append(schema.BufferT())
+    model.buffers[entry.buffer].data = np.frombuffer(tflite_metadata(spec, input, window_s), np.uint8)
+    builder = _AlignedBuilder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(builder.Output())
+        # Uncompressed and with offsets from the file's beginning, as MediaPipe reads it; with a fixed date, so that
+        # equal models are equal files.
+        with zipfile.ZipFile(temporary, "a", zipfile.ZIP_STORED) as archive:
+            archive.writestr(zipfile.ZipInfo(LABELS_NAME, (1980, 1, 1, 0, 0, 0)), labels_text())
+
+
+def tflite_metadata(spec: ModelSpec, input: str, window_s: float) -> bytes:
+    """The ModelMetadata flatbuffer of a .tflite file: audio properties of the input, label file of the output."""
+    b = flatbuffers.Builder(1024)
+    waveform, rate_hz = input == "waveform", spec.frontend.rate_hz
+    samples = round(window_s * rate_hz)
+    if waveform:
+        what = f"(1, {samples}) samples in [-1, 1], {rate_hz} Hz mono"
+        content = _content(b, _AUDIO_PROPERTIES, _table(b, ints={0: rate_hz, 1: 1}))
+    else:
+        what = f"(1, {spec.frontend.n_mels}, {spec.frontend.frames(samples)}) log-mel in dB"
+        content = _content(b, _FEATURE_PROPERTIES, _table(b))
+    inputs = _refs(b, _table(b, {0: b.CreateString(input), 1: b.CreateString(what), 3: content}))
+
+    label_file = _table(b, {0: b.CreateString(LABELS_NAME)}, {2: _TENSOR_AXIS_LABELS})
+    features = _content(b, _FEATURE_PROPERTIES, _table(b))
+    what = f"(1, {spec.n_classes}) probabilities"
+    tensor = {0: b.CreateString("prob"), 1: b.CreateString(what), 3: features, 6: _refs(b, label_file)}
+    outputs = _refs(b, _table(b, tensor))
+
+    subgraphs = _refs(b, _table(b, {2: inputs, 3: outputs}))
+    about = {
+        0: f"CED {spec.name}",
+        1: f"Audio tagging, {spec.n_classes} AudioSet classes (arXiv 2308.11957)",
+        2: f"ced-edge {__version__}",
+        7: _PARSER_VERSION,
+    }
+    texts = {slot: b.CreateString(text) for slot, text in about.items()}
+    b.Finish(_table(b, {**texts, 3: subgraphs}), file_identifier=b"M001")
+    return bytes(b.Output())
+
+
+def _table(
+    b: Any,
+    refs: Mapping[int, int] | None = None,
+    bytes: Mapping[int, int] | None = None,
+    ints: Mapping[int, int] | None = None,
+) -> int:
+    """A flatbuffer table: slot -> offset of what was written before, small number, or uint32."""
+    refs, bytes, ints = refs or {}, bytes or {}, ints or {}
+    b.StartObject(1 + max([*refs, *bytes, *ints], default=-1))
+    for slot, offset in refs.items():
+        b.PrependUOffsetTRelativeSlot(slot, offset, 0)
+    for slot, number in ints.items():
+        b.PrependUint32Slot(slot, number, 0)
+    for slot, number in bytes.items():
+        b.PrependUint8Slot(slot, number, 0)
+    return int(b.EndObject())
+
+
+def _content(b: Any, kind: int, properties: int) -> int:
+    return _table(b, {1: properties}, {0: kind})
+
+
+def _refs(b: Any, *offsets: int) -> int:
+    """A vector of tables."""
+    b.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        b.PrependUOffsetTRelative(offset)
+    return int(b.EndVector())
+
+
+class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
+    """Aligns vectors of bytes, which is what weights are stored in."""
+
+    def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
+        return int(super().StartVector(elemSize, numElems, BUFFER_ALIGNMENT if elemSize == 1 else alignment))
