@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ced_edge.errors import CedEdgeError, InputError
 
-TFLITE_RUNTIMES = (
+TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
     ("ai_edge_litert.interpreter", "ai-edge-litert"),
     ("tflite_runtime.interpreter", "tflite-runtime"),
     ("tensorflow.lite", "tensorflow"),
