@@ -117,6 +117,7 @@ class StreamingTagger:
             raise InputError(
                 f"a hop of {hop_s:g} s does not fit windows of {self.window / rate:g} s: 0 < hop <= window"
             )
+        self.window_s, self.hop_s = self.window / rate, self.hop / rate
         self.reset()
 
     def reset(self) -> None:
@@ -155,11 +156,6 @@ class StreamingTagger:
             raise InputError("no window is ready: accept() more samples, or finish() the stream")
         self._next += 1
         return span(self._next - 1, self._intake.samples, self.window, self.hop)
-
-    @property
-    def heard_s(self) -> float:
-        """Seconds of audio taken in so far."""
-        return self._intake.samples / self.tagger.rate_hz
 
 
 def tag_stream(stream: StreamingTagger, pieces: Iterable[tuple[ArrayLike, int | None]]) -> Iterator[Tags]:
