@@ -8,10 +8,11 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ced_edge.errors import CedEdgeError, InputError
 
@@ -20,26 +21,54 @@ from ced_edge.errors import CedEdgeError, InputError
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it on success and removed on any failure.
 
-    One process at a time may write a path: what a killed one left of it is removed. Raises CedEdgeError on a full
-    disk or an unwritable folder, naming `path`.
+    Threads, processes, and hosts that share the disk may write one path at once: whoever ends last has written it.
+    What a killed one left of it is removed. Raises CedEdgeError on a full disk or an unwritable folder, naming `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-            leftover.unlink(missing_ok=True)
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
+            with contextlib.suppress(OSError), leftover.open("rb") as f:
+                if lock(f):
+                    leftover.unlink()
+        with _new_file(path) as temporary:
+            yield temporary
+            with temporary.open("rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CedEdgeError(f"disk full while writing {path}: free some space and run again to go on") from e
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise CedEdgeError(f"cannot write {path}: {e.strerror}") from e
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` that is locked, which tells it from what a killed process left; removed at the end."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        with temporary.open("xb") as f:
+            if not lock(f) or not os.fstat(f.fileno()).st_nlink:
+                continue  # someone took it for a leftover before it was locked
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+
+
+def lock(f: IO[Any]) -> bool:
+    """Lock an open file for as long as it is open, or its process lives; False when someone else holds it."""
+    import fcntl
+
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system that knows no locks: better unguarded than not at all
+        return True
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -97,16 +126,12 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Raises InputError when another run holds it.
     """
-    import fcntl
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         f = (folder / ".lock").open("w")
     except OSError as e:
         raise InputError(f"cannot write into {folder}: {e.strerror}") from e
     with f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            raise InputError(f"another run is at work in {folder}: wait for it, or choose another folder") from e
+        if not lock(f):
+            raise InputError(f"another run is at work in {folder}: wait for it, or choose another folder")
         yield

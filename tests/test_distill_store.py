@@ -343,6 +343,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     @contextlib.contextmanager
     def on_full_disk(path: Path) -> Iterator[Path]:
         with real(path) as temporary:
+            temporary.unlink()
             temporary.symlink_to("/dev/full")
             yield temporary
 
