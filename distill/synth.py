@@ -148,10 +148,10 @@ def write_dataset(
 ) -> Path:
     """Write `clips` for training and `eval_clips` for evaluation as 16-bit FLAC; return the manifest's path.
 
-    The manifest (filename, labels, group, split) is written last, so a folder with one is whole. A whole folder of
-    the same recipe is left as it is; an unfinished one is written again. `progress(1)` is called after
-    each clip. `group` is the sound of a clip that holds just one. Raises InputError when the folder holds another
-    recipe or something else, CedEdgeError when the disk is full.
+    The manifest (filename, labels, split) is written last, so a folder with one is whole. A whole folder of the same
+    recipe is left as it is; an unfinished one is written again. `progress(1)` is called after each clip. There are no
+    groups for a top-1: sounds share labels (Noise, Telephone, Alarm), so a right answer could count as wrong. Raises
+    InputError when the folder holds another recipe or something else, CedEdgeError when the disk is full.
     """
     check(seed, seconds, rate_hz)
     if clips < 1 or eval_clips < 0:
@@ -177,17 +177,14 @@ def write_dataset(
             progress(1)
         with atomic_path(manifest) as p, p.open("w", newline="", encoding="utf-8") as f:
             writer = csv.writer(f, lineterminator="\n")
-            writer.writerow(("filename", "labels", "group", "split"))
+            writer.writerow(("filename", "labels", "split"))
             writer.writerows(rows)
     return manifest
 
 
-def _write_clip(
-    folder: Path, index: int, seed: int, seconds: float, rate_hz: int, split: str
-) -> tuple[str, str, str, str]:
+def _write_clip(folder: Path, index: int, seed: int, seconds: float, rate_hz: int, split: str) -> tuple[str, str, str]:
     """Write one clip and return its row of the manifest."""
     wave, labels = synthesise(index, seed, seconds, rate_hz)
-    recipes = recipes_of(index, seed)
     path = folder / "clips" / f"{split}-{index:06d}.flac"
     flac = io.BytesIO()
     soundfile.write(flac, wave, rate_hz, subtype="PCM_16", format="FLAC")
@@ -197,5 +194,4 @@ def _write_clip(
     except OSError as e:
         full = e.errno == errno.ENOSPC
         raise CedEdgeError(f"{'disk full while writing' if full else 'cannot write'} {path}: {e.strerror}") from e
-    group = recipes[0].name if len(recipes) == 1 else ""
-    return str(path.relative_to(folder).as_posix()), ";".join(map(str, labels)), group, split
+    return str(path.relative_to(folder).as_posix()), ";".join(map(str, labels)), split

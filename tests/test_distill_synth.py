@@ -261,8 +261,7 @@ def test_dataset_agrees_with_synthesise_and_with_the_manifest_reader(tmp_path: P
         assert rate_hz == RATE_HZ
         assert np.abs(stored - wave).max() <= 1 / 32768
         assert clip.labels == tags
-        alone = synth.recipes_of(i, 1)
-        assert clip.group == (alone[0].name if len(alone) == 1 else None)
+        assert clip.group is None
 
 
 def test_finished_dataset_is_left_alone_and_another_recipe_refused(tmp_path: Path) -> None:
@@ -318,7 +317,7 @@ def test_full_disk_leaves_no_manifest(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_manifest_columns_and_empty_request(tmp_path: Path) -> None:
     with (write(tmp_path / "d", eval_clips=0)).open() as f:
         rows = list(csv.DictReader(f))
-    assert list(rows[0]) == ["filename", "labels", "group", "split"]
+    assert list(rows[0]) == ["filename", "labels", "split"]
     assert {r["split"] for r in rows} == {"train"}
     with pytest.raises(InputError, match="at least one"):
         write(tmp_path / "e", clips=0)
