@@ -17,7 +17,7 @@ from ced_edge.manifest import read_clips
 from ced_edge.spec import N_CLASSES
 from distill.config import TrainConfig
 from distill.pack import PackConfig
-from distill.progress import say
+from distill.progress import download, say
 from distill.views import ViewRecipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -129,7 +129,9 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
 
     if name:
         say(f"fetching {registry.by_name(name).url}")
-        click.echo(registry.fetch(name, folder, sha256))
+        with download(name) as progress:
+            path = registry.fetch(name, folder, sha256, progress)
+        click.echo(path)
         return
     rows = registry.known()
     if as_json:

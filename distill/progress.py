@@ -7,7 +7,16 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 console = Console(stderr=True, highlight=False)
 
@@ -17,10 +26,12 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def _bar() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+def _bar(count: ProgressColumn | None = None) -> Progress:
     return Progress(
-        *columns,
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        count or MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
         console=console,
@@ -36,6 +47,14 @@ def stage(name: str, total: int) -> Iterator[Callable[[int], None]]:
         if bar.disable:
             say(f"{name}: {total}")
         yield lambda n: bar.advance(task, n)
+
+
+@contextlib.contextmanager
+def download(name: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar in bytes; yields a function that is called with the bytes so far and, where it is known, their total."""
+    with _bar(DownloadColumn()) as bar:
+        task = bar.add_task(name, total=None, note="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class TrainingBar:

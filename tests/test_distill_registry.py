@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import io
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
+from distill.cli import teachers
 from distill.teachers import registry
 from distill.teachers.registry import Known, download, fetch, known
 
@@ -97,6 +100,19 @@ def test_fetch(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(registry, "YAMNET_CLASS_MAP_SHA256", DIGEST)
     fetch("mapped", tmp_path / "mapped")
     assert sorted(p.name for p in (tmp_path / "mapped").iterdir()) == ["ok.pt", "ok_class_map.csv"]
+
+
+def test_a_terminal_sees_how_far_it_is(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(registry, "_KNOWN", (Known("pinned", "", server + "ok.pt", "MIT", None, DIGEST),))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    assert teachers.callback is not None
+    teachers.callback("pinned", tmp_path, None, False)
+    assert "1.0/1.0 MB" in shown.getvalue()
 
 
 @pytest.mark.parametrize(("name", "message"), [("short.pt", "not"), ("none.pt", "cannot fetch .*Not Found")])
