@@ -237,43 +237,61 @@ def train(
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", required=False)
 @click.option("--data", required=True, multiple=True, type=FILE, help="Manifest with labels; repeat.")
 @data_options
+@teacher_options
+@click.option(
+    "--rate", "rate_hz", type=int, default=16_000, show_default=True, help="Of the audio for teachers, in Hz."
+)
 @click.option("--out", type=DIRECTORY, help="Folder for reference.json and reference.npz.  [default: not written]")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--dtype", default="fp32", show_default=True, help="fp32 or bf16.")
+@click.option("--dtype", default="fp32", show_default=True, help="fp32 or bf16, for the checkpoint.")
 @click.option("--json", "as_json", is_flag=True)
 def evaluate(
-    checkpoint: str,
+    checkpoint: str | None,
     data: tuple[Path, ...],
     split: str | None,
     audio_root: Path | None,
+    teacher: tuple[str, ...],
+    teachers_toml: Path | None,
+    rate_hz: int,
     out: Path | None,
     batch: int,
     device: str,
     dtype: str,
     as_json: bool,
 ) -> None:
-    """mAP over the classes present, per-class AP, and top-1 by group where the manifest has groups."""
-    from ced_edge.checkpoint import find_checkpoint, load_model
-    from distill.evaluate import evaluate as run
-    from distill.progress import stage
+    """mAP over the classes present, per-class AP, and top-1 by group where the manifest has groups.
 
+    With --teacher, a table of each teacher, their ensemble and the CHECKPOINT, if there is one.
+    """
+    from rich.console import Console
+
+    from ced_edge.checkpoint import find_checkpoint
+    from distill.comparison import evaluate_student, evaluate_teachers, show_models
+    from distill.teachers import parse_teachers
+
+    asked = bool(teacher or teachers_toml)
+    if checkpoint is None and (out or not asked):
+        raise InputError("give a CHECKPOINT; --teacher name=path alone will do where there is no --out to write")
     clips = read_clips(data, split, audio_root)
-    model = load_model(checkpoint)
-    with stage("evaluate", len(clips)) as progress:
-        found = run(model, clips, device, dtype, batch, progress)
-    if out:
-        found.reference(find_checkpoint(checkpoint).weights).write(out)
+    found = evaluate_teachers(parse_teachers(teacher, teachers_toml), clips, rate_hz, device, batch) if asked else {}
+    if checkpoint:
+        found["student"] = evaluate_student(checkpoint, clips, device, dtype, batch)
+        if out:
+            found["student"].reference(find_checkpoint(checkpoint).weights).write(out)
+    models = {name: evaluation.to_dict() for name, evaluation in found.items()}
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=1))
-        return
-    for name, ap in sorted(found.to_dict()["per_class_ap"].items(), key=lambda item: -item[1]):
-        click.echo(f"{ap:.4f}  {name}")
-    for name, value in found.metrics().items():
-        click.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
+        click.echo(json.dumps(models if asked else models["student"], indent=1))
+    elif asked:
+        show_models(models, Console(highlight=False, markup=False, width=100))
+    else:
+        for name, ap in sorted(models["student"]["per_class_ap"].items(), key=lambda item: -item[1]):
+            click.echo(f"{ap:.4f}  {name}")
+        for name, value in found["student"].metrics().items():
+            click.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
 
 
 @click.command()

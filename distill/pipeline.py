@@ -20,10 +20,11 @@ from ced_edge.labels import labels
 from ced_edge.manifest import Clip
 from ced_edge.model import CED
 from ced_edge.spec import size
+from distill.comparison import check_names, evaluate_student, evaluate_teachers
 from distill.config import TrainConfig
 from distill.dataset import Stream, check_readers
 from distill.ensemble import Ensemble
-from distill.evaluate import evaluate, evaluate_tagger, find_device
+from distill.evaluate import find_device
 from distill.pack import PackConfig, pack
 from distill.plots import plot_loss, plot_per_class_ap
 from distill.progress import TrainingBar, stage
@@ -101,8 +102,7 @@ def check(plan: Plan) -> None:
     find_device(plan.device)
     check_windows(size(plan.train.size), plan.views)
     load_student(plan.init, plan.train)
-    if taken := {t.name for t in plan.teachers} & {"ensemble", "student"}:
-        raise InputError(f"a teacher cannot be named {taken.pop()}: write --teacher other-name=path")
+    check_names(plan.teachers)
     Ensemble(load_teachers(plan.teachers), plan.pack.rate_hz)
     if plan.eval_clips and not any(clip.labels for clip in plan.eval_clips):
         raise InputError("no clip to evaluate on has labels: give manifests with a `labels` column as --eval-data")
@@ -213,20 +213,12 @@ def _kept(file: Path, identity: Any, evaluate_now: Callable[[], dict[str, Any]])
 
 
 def _evaluate_teachers(plan: Plan) -> dict[str, Any]:
-    teachers = load_teachers(plan.teachers, plan.device)
-    ensembles = {t.name: Ensemble([t], plan.pack.rate_hz) for t in teachers}
-    ensembles["ensemble"] = Ensemble(teachers, plan.pack.rate_hz)
-    models = {}
-    for name, ensemble in ensembles.items():
-        with stage(f"evaluate {name}", len(plan.eval_clips)) as progress:
-            found = evaluate_tagger(ensemble, plan.eval_clips, plan.pack.rate_hz, plan.device, progress=progress)
-        models[name] = found.to_dict()
-    return models
+    found = evaluate_teachers(plan.teachers, plan.eval_clips, plan.pack.rate_hz, plan.device)
+    return {name: evaluation.to_dict() for name, evaluation in found.items()}
 
 
 def _evaluate_student(plan: Plan, weights: Path) -> dict[str, Any]:
-    with stage("evaluate student", len(plan.eval_clips)) as progress:
-        found = evaluate(load_model(weights), plan.eval_clips, plan.device, progress=progress)
+    found = evaluate_student(weights, plan.eval_clips, plan.device)
     found.reference(weights).write(plan.run)
     return found.to_dict()
 

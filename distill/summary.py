@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-_LAST = {"ensemble": 1, "student": 2}
-"""Rows of the table below the teachers'."""
+from distill.comparison import show_models
 
 
 def show(summary: dict[str, Any], run: Path) -> None:
@@ -18,10 +16,7 @@ def show(summary: dict[str, Any], run: Path) -> None:
     if summary["note"]:
         out.print(summary["note"])
     if summary["models"]:
-        table = Table("model", "mAP", "top-1 by group", "clips")
-        for name, m in sorted(summary["models"].items(), key=lambda item: _LAST.get(item[0], 0)):
-            table.add_row(name, _figure(m["mean_ap"]), _figure(m["top1_by_group"]), str(m["clips"]))
-        out.print(table)
+        show_models(summary["models"], out)
         ensemble, student = (summary["models"][name]["mean_ap"] for name in ("ensemble", "student"))
         if ensemble:
             out.print(f"the student ({summary['size']}) reaches {student / ensemble:.1%} of the ensemble's mAP")
@@ -32,7 +27,3 @@ def show(summary: dict[str, Any], run: Path) -> None:
     )
     out.print("wall time: " + ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds if s is not None))
     out.print(f"weights, reference, evaluation and plots: {run}")
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -228,6 +228,29 @@ def test_teach_then_train_then_evaluate(call: Call, packed: Pack, teacher: Path,
     assert f"mean_ap: {found['mean_ap']:.4f}" in out
 
 
+def test_evaluate_teachers_and_their_ensemble(call: Call, teacher: Path, tmp_path: Path) -> None:
+    """Each row is what the checkpoint's own evaluation gives: here all of them are the same model, or its mean."""
+    manifest = write_tones(tmp_path / "eval", 6)
+    both = ["--teacher", f"ear={teacher}", "--teacher", f"twin={teacher}"]
+    alone = json.loads(call("evaluate", teacher, "--data", manifest, "--json")[1])
+    code, out, _ = call("evaluate", *both, "--data", manifest, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert list(found) == ["ear", "twin", "ensemble"]
+    for row in found.values():
+        assert row["per_class_ap"] == pytest.approx(alone["per_class_ap"])
+        assert (row["mean_ap"], row["data_hash"]) == (pytest.approx(alone["mean_ap"]), alone["data_hash"])
+    code, out, _ = call("evaluate", teacher, *both[:2], "--data", manifest, "--out", "reference", "--json")
+    assert (code, list(json.loads(out))) == (0, ["ear", "ensemble", "student"])
+    assert sorted(os.listdir("reference")) == ["reference.json", "reference.npz"]
+    code, out, _ = call("evaluate", teacher, *both, "--data", manifest)
+    assert code == 0
+    assert sorted(("top-1 by group", "ear", "twin", "ensemble", "student"), key=out.index)[1:] == [
+        "ear", "twin", "ensemble", "student",
+    ]  # fmt: skip
+    assert out.count(f"{alone['mean_ap']:.4f}") == 4
+
+
 def test_labels_as_the_teacher(call: Call, packed: Pack, teacher: Path) -> None:
     wanted = ["teach", "--pack", packed.location, "--out", "s", "--labels"]
     refused(call(*wanted, "--teacher", f"ear={teacher}"), 2, "--labels are the only teacher")
@@ -346,4 +369,7 @@ def test_bad_evaluation_input(call: Call, teacher: Path, tmp_path: Path) -> None
     refused(call("evaluate", teacher, "--data", manifest, "--dtype", "fp8"), 2, "unknown dtype 'fp8'")
     refused(call("evaluate", teacher, "--data", tmp_path / "audio"), 2, "no clip has labels")
     refused(call("evaluate", teacher, "--data", manifest, "--batch", 0), 2, "--batch")
+    refused(call("evaluate", "--data", manifest), 2, "give a CHECKPOINT")
+    refused(call("evaluate", "--data", manifest, "--teacher", f"t={teacher}", "--out", "r"), 2, "give a CHECKPOINT")
+    refused(call("evaluate", "--data", manifest, "--teacher", f"student={teacher}"), 2, "cannot be named student")
     assert os.listdir() == []

@@ -19,7 +19,7 @@ from ced_edge.cli import main
 from ced_edge.files import sha256_file
 from ced_edge.model import CED
 from ced_edge.reference import read_reference
-from distill import pipeline, teach
+from distill import comparison, pipeline, teach
 from distill.pipeline import TIMES_NAME
 from distill.progress import TrainingBar
 from distill.shards import Pack
@@ -133,8 +133,8 @@ def test_asked_twice_nothing_is_done_again(
         raise AssertionError("done again")
 
     monkeypatch.setattr(teach.Classroom, "answer", work)
-    monkeypatch.setattr(pipeline, "evaluate", work)
-    monkeypatch.setattr(pipeline, "evaluate_tagger", work)
+    monkeypatch.setattr(comparison, "evaluate", work)
+    monkeypatch.setattr(comparison, "evaluate_tagger", work)
     monkeypatch.setattr(CED, "forward", work)
     code, out, err = call(*job, "--runs", whole.parent, "--json")
     assert code == 0, err
@@ -172,6 +172,7 @@ def test_interrupted_in_any_stage_it_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "stage", stage)
+        patch.setattr(comparison, "stage", stage)
         patch.setattr(TrainingBar, "update", update)
         code, out, err = call(*job, "--runs", tmp_path)
     assert (code, out) == (130, ""), err
