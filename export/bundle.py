@@ -1,0 +1,157 @@
+"""A checkpoint as a bundle: which files, in which order, and nothing in its place before all of them are verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ced_edge.artifact import FORMATS, INPUTS, KINDS, LABELS_NAME, Bundle, ModelFile, atomic_folder, labels_text
+from ced_edge.checkpoint import find_checkpoint, load_model
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import sha256_file
+from ced_edge.frontend import log_mel
+from ced_edge.manifest import Clip
+from ced_edge.model import CED
+from ced_edge.reference import JSON_NAME, read_reference
+from export import metadata, quantize
+from export.calibrate import calibration_waves, fill
+from export.graph import Tagger
+from export.to_onnx import to_onnx
+from export.to_tflite import to_tflite
+from export.verify import Verdict, synthetic_waves, verify
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export."""
+
+    formats: tuple[str, ...] = FORMATS
+    kinds: tuple[str, ...] = ("fp32", "int8")
+    """fp32 always comes along: it is what the others are made from and compared with."""
+    input: str = "waveform"
+    window_s: float = 10.0
+    calibration: Path | None = None
+    """A pack, a manifest or a folder of audio; needed for int8-static alone."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for what, values, known in (
+            ("format", self.formats, FORMATS),
+            ("kind", self.kinds, KINDS),
+            ("input", (self.input,), INPUTS),
+        ):
+            if not values or set(values) - set(known):
+                problems.append(f"unknown {what} {','.join(values)!r}: choose from {', '.join(known)}")
+        if "int8-static" in self.kinds and self.calibration is None:
+            problems.append("--int8-static needs sounds to measure ranges on: give --calibration PACK, FOLDER or CSV")
+        if problems:
+            raise InputError("; ".join(problems))
+
+
+def export_bundle(
+    source: str | Path, out: Path, config: ExportConfig, clips: Sequence[Clip] = (), say: Say = lambda text: None
+) -> list[Verdict]:
+    """Export the checkpoint `source` into the bundle `out`; `clips` are verified besides the synthetic sounds.
+
+    Raises InputError on input that is no use, and CedEdgeError when a file does not answer as the checkpoint does: `out`
+    is then as it was.
+    """
+    weights = find_checkpoint(source).weights
+    model = load_model(source)
+    spec, window = model.spec, round(config.window_s * model.spec.frontend.rate_hz)
+    if not spec.min_samples <= window <= spec.max_samples:
+        rate = spec.frontend.rate_hz
+        raise InputError(
+            f"--window {config.window_s:g} does not fit the model: choose {spec.min_samples / rate:g} to "
+            f"{spec.max_samples / rate:g} seconds"
+        )
+    with atomic_folder(out) as folder:
+        files = _Files(folder, model, config, window, say)
+        made = [files.make(kind, format) for format in config.formats for kind in _kinds(config)]
+        (folder / LABELS_NAME).write_text(labels_text(), encoding="utf-8")
+        bundle = Bundle(
+            folder=folder,
+            spec=spec,
+            window_s=config.window_s,
+            input=config.input,
+            files=tuple(made),
+            checkpoint_sha256=sha256_file(weights),
+            labels_sha256=sha256_file(folder / LABELS_NAME),
+            reference=_reference(weights),
+            versions=_versions(),
+        )
+        bundle.write()
+        verdicts = []
+        for what, chosen in (("synthetic sounds", ()), ("clips", clips)):
+            if chosen or what == "synthetic sounds":
+                say(f"verify: {what}")
+                verdicts += verify(bundle, model, chosen)
+        if problems := [f"{v.file}: {p}" for v in verdicts for p in v.problems]:
+            raise CedEdgeError(f"{out} was not written: {'; '.join(problems)}")
+    return verdicts
+
+
+def _kinds(config: ExportConfig) -> list[str]:
+    return ["fp32", *(kind for kind in KINDS if kind in config.kinds and kind != "fp32")]
+
+
+class _Files:
+    """The model files of a bundle, one after the other; float ones first, as the others are made from them."""
+
+    def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int, say: Say) -> None:
+        self.folder, self.model, self.config, self.window, self.say = folder, model, config, window, say
+        self._tagger = Tagger(model, config.input == "waveform")
+
+    def make(self, kind: str, format: str) -> ModelFile:
+        path = self._path(kind, format)
+        self.say(f"export: {path.name}")
+        if kind == "fp32":
+            {"onnx": to_onnx, "tflite": to_tflite}[format](self._tagger, path, self.window)
+        elif kind == "int8":
+            {"onnx": quantize.onnx_int8, "tflite": quantize.tflite_int8}[format](self._path("fp32", format), path)
+        else:
+            static = {"onnx": quantize.onnx_int8_static, "tflite": quantize.tflite_int8_static}[format]
+            static(self._path("fp32", format), path, self._calibration())
+        add = {"onnx": metadata.add_onnx_metadata, "tflite": metadata.add_tflite_metadata}[format]
+        add(path, self.model.spec, self.config.input, self.config.window_s)
+        words = "none" if kind == "fp32" else quantize.DESCRIPTIONS[format, kind]
+        return ModelFile(path.name, kind, words, path.stat().st_size, sha256_file(path))
+
+    def _path(self, kind: str, format: str) -> Path:
+        return self.folder / f"{self.model.spec.name}-{kind}.{format}"
+
+    def _calibration(self) -> list[quantize.Float32]:
+        s = self.model.spec.frontend
+        assert self.config.calibration is not None
+        waves = [fill(w, self.window) for w in calibration_waves(self.config.calibration, s.rate_hz)]
+        if self.config.input == "mel":
+            return [log_mel(w, s)[None] for w in waves]
+        return [w[None] for w in waves]
+
+
+def _reference(weights: Path) -> dict[str, Any] | None:
+    """Metrics of the reference beside the checkpoint, if it is this checkpoint's."""
+    if not (weights.parent / JSON_NAME).is_file():
+        return None
+    reference = read_reference(weights.parent)
+    if reference.weights_hash != sha256_file(weights):
+        return None
+    names = {f.name for f in dataclasses.fields(reference)} - {"ids", "probs", "per_class_ap"}
+    return {name: getattr(reference, name) for name in sorted(names)}
+
+
+def _versions() -> dict[str, str]:
+    packages = ("ced-edge", "torch", "onnx", "onnxruntime", "litert-torch", "ai-edge-quantizer")
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,93 @@
+"""`ced-edge export`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from ced_edge.artifact import FORMATS, INPUTS
+from ced_edge.checkpoint import find_checkpoint
+from ced_edge.errors import InputError
+from ced_edge.manifest import read_manifest
+from export.bundle import ExportConfig, export_bundle
+from export.verify import Verdict
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="[default: `bundle` beside the weights]")
+@click.option("--format", "formats", default=",".join(FORMATS), show_default=True, metavar="F,...")
+@click.option("--int8", is_flag=True, help="int8 weights and products, ranges at run time.  [default: on]")
+@click.option("--int8-static", is_flag=True, help="int8 with calibrated ranges, for accelerators that need them.")
+@click.option("--fp32", is_flag=True, help="Float alone, which else comes along.")
+@click.option("--input", "input_", type=click.Choice(INPUTS), default="waveform", show_default=True)
+@click.option("--window", "window_s", type=float, default=10.0, show_default=True, help="Seconds of one call at most.")
+@click.option(
+    "--calibration", type=click.Path(path_type=Path), help="Sounds for --int8-static.  [default: the run's pack]"
+)
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, help="Manifest to verify on, too; repeat.")
+@click.option("--split", help="Only rows with this in the `split` column.")
+@click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default="runs", show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def export(
+    checkpoint: str | None,
+    out: Path | None,
+    formats: str,
+    int8: bool,
+    int8_static: bool,
+    fp32: bool,
+    input_: str,
+    window_s: float,
+    calibration: Path | None,
+    data: tuple[Path, ...],
+    split: str | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Turn a checkpoint (a run, a file, or a hub name; default: the latest run) into a bundle for devices.
+
+    It ends with verification: the files must answer as the checkpoint does, or nothing is written.
+    """
+    source = checkpoint or str(latest_run(runs))
+    weights = find_checkpoint(source).weights
+    is_local = Path(source).expanduser().exists()
+    out = out or (weights.parent if is_local else Path(source.replace("/", "-"))) / "bundle"
+    kinds = ("fp32", *["int8"] * (int8 or not (fp32 or int8_static)), *["int8-static"] * int8_static)
+    pack = weights.parent / "pack"
+    config = ExportConfig(
+        formats=tuple(formats.split(",")),
+        kinds=kinds,
+        input=input_,
+        window_s=window_s,
+        calibration=calibration or (pack if int8_static and pack.is_dir() else None),
+    )
+    clips = [clip for path in data for clip in read_manifest(path, split=split)]
+    verdicts = export_bundle(source, out, config, clips, lambda text: click.echo(text, err=True))
+    if as_json:
+        click.echo(json.dumps({"bundle": str(out), "files": [v.to_dict() for v in verdicts]}, indent=1))
+    else:
+        click.echo(table(verdicts))
+        click.echo(f"{out}: verified")
+
+
+def latest_run(runs: Path) -> Path:
+    """The run whose checkpoint was written last. Raises InputError."""
+    found = sorted(runs.glob("*/model.safetensors"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise InputError(f"no run in {runs}: name a checkpoint, or train one with `ced-edge distill`")
+    return found[-1].parent
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """A row per file and set of clips."""
+    rows = [
+        f"{'file':24} {'MB':>6} {'clips':>6} {'max err':>9} {'mean err':>9} {'top-1':>7} {'top-5':>7} {'mAP':>7} {'drop':>8}"
+    ]
+    for v in verdicts:
+        row = f"{v.file:24} {v.bytes / 1e6:6.2f} {v.clips:6} {v.max_error:9.1e} {v.mean_error:9.1e} {v.top1:7.1%} {v.top5:7.1%}"
+        if v.mean_ap is not None and v.checkpoint_mean_ap is not None:
+            row += f" {v.mean_ap:7.4f} {v.checkpoint_mean_ap - v.mean_ap:8.4f}"
+        rows.append(row)
+    return "\n".join(rows)

@@ -1,0 +1,120 @@
+"""Every conversion ends here: what a bundle's files answer against what the checkpoint does, through the runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ced_edge.artifact import Bundle, ModelFile
+from ced_edge.audio import load
+from ced_edge.manifest import Clip
+from ced_edge.metrics import average_precision, mean_ap, multi_hot
+from ced_edge.model import CED, predict
+from ced_edge.tagger import Tagger
+from export.calibrate import fill
+
+Float32 = NDArray[np.float32]
+
+MAX_ERROR = {"fp32": 1e-4, "int8": 0.1, "int8-static": 0.2}
+"""Largest difference of a probability. For int8 it is there to catch what is broken; its bound is the mAP."""
+MAX_DROP = {"fp32": 1e-3, "int8": 0.005, "int8-static": 0.01}
+"""Largest loss of mAP, absolute, where there are labels."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How one model file compares with the checkpoint on N clips."""
+
+    file: str
+    bytes: int
+    clips: int
+    max_error: float
+    """Largest difference of any probability."""
+    mean_error: float
+    """Mean over the clips of each one's largest difference."""
+    top1: float
+    """Share of clips with the same likeliest class."""
+    top5: float
+    """Mean share of the checkpoint's five likeliest classes that are among the file's."""
+    mean_ap: float | None
+    """Of the file; None without labels."""
+    checkpoint_mean_ap: float | None
+    """Of the checkpoint on the same samples."""
+    problems: tuple[str, ...]
+    """The bounds that do not hold."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return asdict(self)
+
+
+def synthetic_waves(samples: int, rate_hz: int, seed: int = 0) -> list[Float32]:
+    """Sounds that need no file: tones, sweeps, noise loud and faint, clicks, a short one and silence."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(samples) / rate_hz
+    noise = rng.standard_normal(samples)
+    swept = np.sin(2 * np.pi * (50 * t + 350 * t**2))
+    pulses = (np.arange(samples) % (rate_hz // 7) < 20) * rng.standard_normal(samples)
+    chord = sum(np.sin(2 * np.pi * f * t) for f in (220.0, 277.2, 329.6))
+    siren = np.sin(2 * np.pi * (700 * t - 60 * np.cos(2 * np.pi * 0.7 * t)))
+    modulated = noise * (1 + np.sin(2 * np.pi * 4 * t))
+    waves = [0.5 * noise, 1e-3 * noise, 0.5 * swept, pulses, 0.2 * chord, 0.3 * siren, 0.1 * modulated]
+    waves += [0.2 * siren[: samples // 3], np.zeros(samples)]
+    return [np.clip(wave, -1, 1).astype(np.float32) for wave in waves]
+
+
+def verify(bundle: Bundle, model: CED, clips: Sequence[Clip] = ()) -> list[Verdict]:
+    """Compare each file of `bundle` with `model`: on synthetic sounds, or on the first window of each clip.
+
+    Both hear the same samples: where a file has a fixed window, the checkpoint hears the short clip repeated too.
+    """
+    rate, window = bundle.spec.frontend.rate_hz, bundle.window_samples
+    waves = [load(c.path, rate, c.start_s, c.stop_s)[:window] for c in clips] or synthetic_waves(window, rate)
+    labels = [c.labels for c in clips]
+    targets = multi_hot([x or () for x in labels], bundle.spec.n_classes) if any(labels) else None
+    answers: dict[bool, Float32] = {}
+    verdicts = []
+    for file in bundle.files:
+        tagger = Tagger(bundle, file=file.name)
+        fixed = tagger.backend.inputs[0].shape[-1] > 0
+        if fixed not in answers:
+            answers[fixed] = _answers(model, [fill(w, window) if fixed else w for w in waves])
+        probs = np.stack([tagger.hear(wave) for wave in waves])
+        verdicts.append(_verdict(file, probs, answers[fixed], targets))
+    return verdicts
+
+
+def _answers(model: CED, waves: Sequence[Float32]) -> Float32:
+    with torch.inference_mode():
+        return np.concatenate([predict(model, torch.from_numpy(w.copy())[None]).numpy() for w in waves])
+
+
+def _verdict(file: ModelFile, probs: Float32, expected: Float32, targets: NDArray[np.bool_] | None) -> Verdict:
+    error = np.abs(probs - expected).max(axis=1)
+    top, wanted = np.argsort(-probs, axis=1), np.argsort(-expected, axis=1)
+    shared = [len(set(a[:5]) & set(b[:5])) / 5 for a, b in zip(top, wanted, strict=True)]
+    problems = []
+    if error.max() > MAX_ERROR[file.kind]:
+        problems.append(f"a probability is off by {error.max():.2g}, more than {MAX_ERROR[file.kind]:g}")
+    aps = None
+    if targets is not None:
+        aps = mean_ap(average_precision(targets, probs)), mean_ap(average_precision(targets, expected))
+        if aps[1] - aps[0] > MAX_DROP[file.kind]:
+            problems.append(f"mAP is {aps[1] - aps[0]:.4f} below the checkpoint's, more than {MAX_DROP[file.kind]:g}")
+    return Verdict(
+        file=file.name,
+        bytes=file.bytes,
+        clips=len(probs),
+        max_error=float(error.max()),
+        mean_error=float(error.mean()),
+        top1=float((top[:, 0] == wanted[:, 0]).mean()),
+        top5=float(np.mean(shared)),
+        mean_ap=aps and aps[0],
+        checkpoint_mean_ap=aps and aps[1],
+        problems=tuple(problems),
+    )
