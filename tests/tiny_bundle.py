@@ -22,7 +22,8 @@ from ced_edge.files import sha256_file
 from ced_edge.model import CED
 from ced_edge.spec import ModelSpec
 
-SPEC = ModelSpec(width=24, heads=3, depth=2)
+SPEC = ModelSpec(width=24, heads=3, depth=2, max_frames=201)
+"""Its longest input is 2 s, so that torch's `predict` hears the same windows as the bundle."""
 WINDOW_S = 2.0
 
 
