@@ -138,6 +138,8 @@ def _parse(folder: Path, fields: dict[str, Any]) -> Bundle:
             and all(f.kind in KINDS and f.format in FORMATS and Path(f.name).name == f.name for f in files)
             and spec.min_samples <= bundle.window_samples <= spec.max_samples
         )
+    except InputError as e:
+        raise InputError(f"{path} is broken: {e}") from e
     except (TypeError, KeyError, AttributeError, ValueError) as e:
         raise InputError(f"{path} is broken ({e}): export the bundle again") from e
     if not known:
