@@ -22,7 +22,7 @@ from export.calibrate import calibration_waves, fill
 from export.graph import Tagger
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
-from export.verify import Verdict, synthetic_waves, verify
+from export.verify import Verdict, verify
 
 Say = Callable[[str], None]
 
@@ -59,18 +59,18 @@ def export_bundle(
 ) -> list[Verdict]:
     """Export the checkpoint `source` into the bundle `out`; `clips` are verified besides the synthetic sounds.
 
-    Raises InputError on input that is no use, and CedEdgeError when a file does not answer as the checkpoint does: `out`
-    is then as it was.
+    Raises InputError on input that is no use, and CedEdgeError when a file does not answer as the checkpoint does;
+    `out` is then as it was.
     """
     weights = find_checkpoint(source).weights
     model = load_model(source)
-    spec, window = model.spec, round(config.window_s * model.spec.frontend.rate_hz)
-    if not spec.min_samples <= window <= spec.max_samples:
-        rate = spec.frontend.rate_hz
+    spec, rate = model.spec, model.spec.frontend.rate_hz
+    shortest_s, longest_s = spec.min_samples / rate, spec.max_samples / rate
+    if not shortest_s <= config.window_s <= longest_s:
         raise InputError(
-            f"--window {config.window_s:g} does not fit the model: choose {spec.min_samples / rate:g} to "
-            f"{spec.max_samples / rate:g} seconds"
+            f"--window {config.window_s:g} does not fit the model: choose {shortest_s:g} to {longest_s:g} seconds"
         )
+    window = round(config.window_s * rate)
     with atomic_folder(out) as folder:
         files = _Files(folder, model, config, window, say)
         made = [files.make(kind, format) for format in config.formats for kind in _kinds(config)]

@@ -21,7 +21,7 @@ SEED = 0
 
 
 def calibration_waves(source: Path, rate_hz: int, clips: int = CLIPS) -> list[Float32]:
-    """Up to `clips` waveforms drawn evenly from a pack's folder, a manifest, or a folder of audio. Raises InputError."""
+    """Up to `clips` waveforms drawn from a pack's folder, a manifest, or a folder of audio. Raises InputError."""
     if shards := sorted(source.glob("shard-*.tar")) if source.is_dir() else []:
         return _from_shards(shards, rate_hz, clips)
     listed = read_manifest(source)

@@ -1,9 +1,9 @@
 """The network as it is exported: the same function as `ced_edge.model`, written so that a runtime has less to do.
 
-Everything that is linear is folded into its neighbour, in float64: BatchNorm's offset into the position embedding, the
-LayerNorms' affine parts and the attention's scale into the matrix after them. As a LayerNorm takes no notice of the mean
-over channels, all that is written into the residual stream is made free of it, and a LayerNorm becomes a division by
-the root mean square: the runtimes' own LayerNorm costs a quarter of the time of an int8 model.
+Everything that is linear is folded into its neighbour, in float64: BatchNorm's offset into the position embedding,
+the LayerNorms' affine parts and the attention's scale into the matrix after them. As a LayerNorm takes no notice of
+the mean over channels, all that is written into the residual stream is made free of it, and a LayerNorm becomes a
+division by the root mean square: the runtimes' own LayerNorm costs a quarter of the time of an int8 model.
 """
 
 from __future__ import annotations
@@ -197,15 +197,18 @@ class Tagger(nn.Module):
         self.front_end = FrontEnd(spec.frontend)
         bn = model.init_bn[1]
         assert isinstance(bn, nn.BatchNorm2d)
-        assert bn.running_mean is not None and bn.running_var is not None
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
         scale = bn.weight.double() / torch.sqrt(bn.running_var.double() + bn.eps)  # (n_mels,)
         offset = bn.bias.double() - bn.running_mean.double() * scale
         weight = model.patch_embed.proj.weight.double()[:, 0]  # (C, P, P): mel bins by frames
         P, C = spec.patch, spec.width
         # What the offset adds to a patch depends on its row alone; it may not touch the mel, whose floor is per clip.
-        shift = torch.einsum("cpt,fp->fc", weight, offset.reshape(spec.grid_freq, P)) + model.patch_embed.proj.bias
+        bias = model.patch_embed.proj.bias
+        assert bias is not None
+        shift = torch.einsum("cpt,fp->fc", weight, offset.reshape(spec.grid_freq, P)) + bias.double()
         freq = model.freq_pos_embed[0, :, :, 0].T + shift  # (F, C)
-        # Patches arrive as (frames, mel bins), see `patches`.
+        # Patches arrive as (frames, mel bins), see `tokens`.
         self.patch = _linear(_centred(weight.transpose(1, 2).reshape(C, P * P), 0), None)
         self.register_buffer("scale", scale.float())
         self.register_buffer("time_embedding", _centred(model.time_pos_embed[0, :, 0].T.double(), 1).float())  # (T', C)
@@ -237,4 +240,5 @@ class Tagger(nn.Module):
         x = (mel[:, : T * P] * self.scale).reshape(B, T, P, Fr, P)
         x = x.permute(0, 3, 1, 2, 4).reshape(B, Fr * T, P * P)
         x = self.patch(x).reshape(B, Fr, T, C) + self.time_embedding[:T] + self.freq_embedding
-        return x.reshape(B, Fr * T, C)
+        tokens: Tensor = x.reshape(B, Fr * T, C)
+        return tokens

@@ -10,7 +10,7 @@ from export.graph import Tagger
 from export.quiet import quiet
 
 
-class _Named(nn.Module):
+class Named(nn.Module):
     """Gives the output its name in the file's signature."""
 
     def __init__(self, tagger: Tagger) -> None:
@@ -29,4 +29,4 @@ def to_tflite(tagger: Tagger, path: Path, window_samples: int) -> None:
 
         name = "waveform" if tagger.waveform else "mel"
         example = tagger.example(window_samples, batch=1)
-        litert_torch.convert(_Named(tagger).eval(), sample_kwargs={name: example}).export(str(path))
+        litert_torch.convert(Named(tagger).eval(), sample_kwargs={name: example}).export(str(path))

@@ -1,0 +1,211 @@
+"""`ced-edge export`: files that answer as the checkpoint does, or none."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+
+from ced_edge.artifact import read_bundle
+from ced_edge.checkpoint import save_model
+from ced_edge.cli import main
+from ced_edge.model import CED, predict
+from ced_edge.spec import ModelSpec
+from ced_edge.tagger import Tagger
+from export import bundle as bundle_module
+from export import quantize
+from export.calibrate import calibration_waves, fill
+from export.verify import synthetic_waves
+
+Call = Callable[..., tuple[int, str, str]]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converters, while they are imported
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model() -> CED:
+    torch.manual_seed(1)
+    model = CED(ModelSpec(width=48, heads=3, depth=2)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+        model.init_bn[1].running_mean.fill_(-40)
+        model.init_bn[1].running_var.fill_(100)
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model: CED, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "model.safetensors"
+    save_model(path, model, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled folder of short sounds."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rows = ["filename,labels"]
+    for i, wave in enumerate(synthetic_waves(20_000, 16_000, seed=5)[:6]):
+        soundfile.write(folder / f"{i}.wav", wave, 16_000)
+        rows.append(f"{i}.wav,{i % 3}")
+    (folder / "sounds.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of everything, 1 s windows."""
+    out = tmp_path_factory.mktemp("out") / "bundle"
+    config = bundle_module.ExportConfig(
+        kinds=("fp32", "int8", "int8-static"), window_s=1.0, calibration=sounds / "sounds.csv"
+    )
+    bundle_module.export_bundle(checkpoint, out, config)
+    return out
+
+
+NAMES = [f"48x2-{kind}.{format}" for format in ("onnx", "tflite") for kind in ("fp32", "int8", "int8-static")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_file_answers_as_the_checkpoint(exported: Path, model: CED, name: str) -> None:
+    tagger = Tagger(exported, file=name)
+    limit = 1e-4 if "fp32" in name else 0.1
+    for wave in synthetic_waves(16_000, 16_000, seed=7):
+        heard = wave if name.endswith("onnx") else fill(wave, 16_000)
+        with torch.inference_mode():
+            expected = predict(model, torch.from_numpy(heard.copy())[None])[0].numpy()
+        assert np.abs(tagger.hear(wave) - expected).max() < limit
+
+
+def test_the_bundle_tells_what_it_is(exported: Path) -> None:
+    bundle = read_bundle(exported)
+    assert [f.name for f in bundle.files] == NAMES
+    assert bundle.file().kind == "int8"
+    assert (bundle.input, bundle.window_samples, bundle.reference) == ("waveform", 16_000, None)
+    assert all("int8" in f.quantisation for f in bundle.files if f.kind != "fp32")
+
+
+def test_int8_is_int8(exported: Path) -> None:
+    """A quarter of the float file's weights, but for the front end's constants."""
+    for format in ("onnx", "tflite"):
+        float_, int8 = ((exported / f"48x2-{kind}.{format}").stat().st_size for kind in ("fp32", "int8"))
+        assert int8 < 0.75 * float_
+    graph = onnx.load(exported / "48x2-int8.onnx").graph
+    products = {n.name for n in graph.node if n.op_type == "MatMulInteger"}
+    assert sum("blocks.0" in name for name in products) == 4
+    assert not any("front_end" in name for name in products)
+
+
+def test_a_mel_bundle_takes_any_batch_and_time(checkpoint: Path, model: CED, tmp_path: Path) -> None:
+    config = bundle_module.ExportConfig(formats=("onnx",), kinds=("fp32",), input="mel", window_s=2.0)
+    bundle_module.export_bundle(checkpoint, tmp_path / "mel", config)
+    tagger = Tagger(tmp_path / "mel")
+    wave = np.stack(synthetic_waves(30_000, 16_000)[:3])
+    with torch.inference_mode():
+        mel = model.front_end(torch.from_numpy(wave)).numpy()
+        expected = predict(model, torch.from_numpy(wave)).numpy()
+    np.testing.assert_allclose(tagger.backend.run(mel)[0], expected, atol=1e-5)
+
+
+def test_command_line(call: Call, checkpoint: Path, sounds: Path, tmp_path: Path) -> None:
+    arguments = ["export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--window", 1]
+    code, out, err = call(*arguments, "--data", sounds / "sounds.csv", "--json")
+    assert code == 0, err
+    rows = json.loads(out)["files"]
+    assert [(r["file"], r["clips"]) for r in rows] == [
+        (f"48x2-{kind}.onnx", n) for n in (9, 6) for kind in ("fp32", "int8")
+    ]
+    assert rows[2]["mean_ap"] == pytest.approx(rows[2]["checkpoint_mean_ap"], abs=1e-6)
+    assert all(r["problems"] == [] for r in rows)
+    assert "verify" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--format", "tflight"], "unknown format 'tflight': choose from onnx, tflite"),
+        (["--window", "0"], "--window 0 does not fit the model: choose 0.15 to 10 seconds"),
+        (["--window", "11"], "--window 11 does not fit the model"),
+        (["--window", "nan"], "--window nan does not fit the model"),
+        (["--int8-static"], "--int8-static needs sounds"),
+        (["--data", "nowhere.csv"], "no such manifest or folder: nowhere.csv"),
+    ],
+)
+def test_bad_input(call: Call, checkpoint: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+    code, out, err = call("export", checkpoint, "--out", tmp_path / "b", *flags)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_yet(call: Call, tmp_path: Path) -> None:
+    code, _, err = call("export", "--runs", tmp_path)
+    assert code == 2
+    assert "ced-edge distill" in err
+
+
+def test_a_folder_that_is_no_bundle_is_left_alone(call: Call, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years")
+    code, _, err = call("export", checkpoint, "--out", tmp_path, "--format", "onnx")
+    assert code == 2
+    assert "is there and is no bundle" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def crushed(source: Path, target: Path) -> None:
+    """A quantisation that keeps the sign of the weights and nothing else."""
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 2:
+            x = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.sign(x) * np.abs(x).mean(), tensor.name))
+    onnx.save(model, target)
+
+
+def test_what_fails_verification_is_not_written(
+    call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--window", 1]
+    assert call(*arguments, "--fp32")[0] == 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
+    monkeypatch.setattr(quantize, "onnx_int8", crushed)
+    code, _, err = call(*arguments)
+    assert code == 1
+    assert "48x2-int8.onnx: a probability is off by" in err.splitlines()[-1]
+    assert {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_calibration_clips_come_from_shards_without_labels(sounds: Path, tmp_path: Path, call: Call) -> None:
+    code, _, err = call("pack", sounds / "sounds.csv", "--out", tmp_path / "pack", "--clips-per-shard", 4)
+    assert code == 0, err
+    waves = calibration_waves(tmp_path / "pack", 16_000, clips=4)
+    known = [soundfile.read(p, dtype="float32")[0] for p in sorted(sounds.glob("*.wav"))]
+    assert len(waves) == 4
+    for wave in waves:
+        assert any(len(wave) == len(k) and np.abs(wave - k).max() < 1e-3 for k in known)
+    (tmp_path / "pack" / "shard-000000.tar").write_bytes(b"")
+    with pytest.raises(Exception, match="no shard of a pack"):
+        calibration_waves(tmp_path / "pack", 16_000)
