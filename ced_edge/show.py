@@ -122,7 +122,7 @@ class Screen:
 
     def _erase(self) -> None:
         if self._drawn:
-            click.echo(f"\x1b[{len(self._drawn)}F\x1b[J", nl=False)
+            click.echo(f"\x1b[{len(self._drawn)}F\x1b[J", nl=False, color=True)
         self._drawn = []
 
     def _draw(self, lines: list[str]) -> None:

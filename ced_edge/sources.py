@@ -104,8 +104,9 @@ class PcmSource(PieceQueue):
         if format not in PCM_FORMATS:
             raise InputError(f"unknown PCM format {format!r}: choose one of {', '.join(PCM_FORMATS)}")
         super().__init__()
-        # Unbuffered: what is there is given at once, and at exit no lock is left in the thread's hands.
-        self._pipe = getattr(pipe, "raw", pipe)
+        # Unbuffered: what is there is given at once, and at exit no lock is left in the thread's hands. But the
+        # buffer is kept: without it, the pipe would be closed.
+        self._buffer, self._pipe = pipe, getattr(pipe, "raw", pipe)
         self._rate_hz, self._channels = rate_hz, channels
         self._dtype, self._full_scale = PCM_FORMATS[format]
         self._began_s = self._received_s = 0.0

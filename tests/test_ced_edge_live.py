@@ -1,0 +1,318 @@
+"""Live sources: what comes through a pipe or a microphone, who may skip, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from numpy.typing import NDArray
+from test_ced_edge_streaming import Loudness
+
+from ced_edge import sources
+from ced_edge.audio import AudioError
+from ced_edge.errors import InputError
+from ced_edge.events import Event, EventRule, Events
+from ced_edge.live import Heard, listen
+from ced_edge.microphone import Microphone
+from ced_edge.show import Screen, clock
+from ced_edge.sources import FileSource, PcmSource, Piece
+from ced_edge.tagger import StreamingTagger, Tags
+
+RATE = 16_000
+Float32 = NDArray[np.float32]
+
+
+class Notebook:
+    """Writes down all it is shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tags] = []
+        self.events: list[Event] = []
+        self.notes: list[str] = []
+
+    def tags(self, tags: Tags, active: list[int], heard: Heard) -> None:
+        self.seen.append(tags)
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+class Burst:
+    """A source of which so many seconds have come by each time it is asked, as while a slow model was at work."""
+
+    def __init__(self, seconds: list[float], live: bool) -> None:
+        self._seconds, self.live = iter(seconds), live
+
+    def read(self, wait_s: float) -> list[Piece] | None:
+        s = next(self._seconds, None)
+        return None if s is None else [(np.ones(round(s * RATE), np.float32), RATE)]
+
+    def close(self) -> None:
+        pass
+
+
+def hear(source: Any, hop_s: float = 0.1, **options: Any) -> tuple[Heard, Notebook]:
+    book = Notebook()
+    stream = StreamingTagger(Loudness(0.2), hop_s=hop_s)  # type: ignore[arg-type]
+    return listen(source, stream, Events(EventRule(), 2), book, **options), book
+
+
+def test_a_slow_machine_skips_windows_and_says_so() -> None:
+    heard, book = hear(Burst([0.2, 3.0, *[0.1] * 20], live=True))
+    assert heard.skipped > 20
+    assert heard.windows + heard.skipped == 1 + 30 + 20  # one every 0.1 s, none lost from the count
+    assert heard.windows == len(book.seen)
+    # It never lags more than half a second: what is heard next began at most 0.5 s + a window ago.
+    assert book.seen[1].start_s >= 3.2 - 0.2 - 0.5
+    assert heard.seconds == pytest.approx(5.2)
+    assert "too slow for a hop of 0.1 s" in book.notes[0]
+    assert "windows skipped so far" in book.notes[0]
+
+
+def test_falling_behind_for_long_is_told_of_now_and_then() -> None:
+    heard, book = hear(Burst([1.0] * 100, live=True))
+    assert heard.skipped > 500
+    assert 3 < len(book.notes) < 12
+
+
+def test_what_is_not_live_is_never_skipped() -> None:
+    heard, book = hear(Burst([0.2, 3.0, *[0.1] * 20], live=False))
+    assert heard.skipped == 0
+    assert heard.windows == 51
+    assert book.notes == []
+
+
+def test_the_last_events_are_flushed() -> None:
+    _, book = hear(Burst([1.0, 0.05], live=False))
+    assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, pytest.approx(1.05))]
+
+
+def test_stopping_hears_what_is_there_and_ends() -> None:
+    asked = iter([False, False, True])
+    heard, book = hear(Burst([0.25] * 100, live=True), stopped=lambda: next(asked))
+    assert heard.seconds == pytest.approx(0.5)
+    assert len(book.events) == 1
+
+
+def test_a_file_is_heard_whole(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).uniform(-1, 1, (48_000, 2))
+    soundfile.write(tmp_path / "x.wav", wave, 48_000)
+    heard, _ = hear(FileSource(tmp_path / "x.wav"))
+    assert (heard.windows, heard.skipped) == (9, 0)
+    with pytest.raises(AudioError, match="no such file"):
+        hear(FileSource(tmp_path / "y.wav"))
+
+
+def read_all(source: Any) -> Float32:
+    blocks: list[Float32] = []
+    while (pieces := source.read(5.0)) is not None:
+        blocks += [samples for samples, _ in pieces]
+    return np.concatenate(blocks)
+
+
+@pytest.mark.parametrize(("format", "dtype", "scale"), [("s16le", "<i2", 32_768), ("f32le", "<f4", 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_raw_samples_through_a_pipe(format: str, dtype: str, scale: int, channels: int) -> None:
+    x = np.random.default_rng(1).uniform(-1, 1, (5_000, channels))
+    raw = (x * scale * 0.99).astype(dtype)
+    back, front = os.pipe()
+
+    def write() -> None:
+        with os.fdopen(front, "wb", buffering=0) as f:
+            data = raw.tobytes()
+            for i in range(0, len(data), 997):  # never on a frame's border
+                f.write(data[i : i + 997])
+            f.write(b"\x01")  # a part of a frame at the end is nothing
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    with os.fdopen(back, "rb") as pipe:
+        heard = read_all(PcmSource(pipe, RATE, channels, format))
+    writer.join()
+    assert heard.shape == x.shape
+    np.testing.assert_array_equal(heard, (raw / scale).astype(np.float32))
+
+
+def test_pieces_are_short_so_that_answers_need_not_wait() -> None:
+    source = PcmSource(io.BytesIO(bytes(2 * RATE)), RATE, 1, "s16le")
+    while (pieces := source.read(5.0)) is not None:
+        assert all(len(x) <= RATE // 10 for x, _ in pieces)
+
+
+def test_a_container_on_stdin_is_not_taken_for_samples(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", np.zeros(100), RATE)
+    source = PcmSource(io.BytesIO((tmp_path / "x.wav").read_bytes()), RATE, 1, "s16le")
+    with pytest.raises(InputError, match="holds an audio file, not raw PCM"):
+        read_all(source)
+
+
+def test_unknown_pcm() -> None:
+    with pytest.raises(InputError, match="unknown PCM format 'u8': choose one of s16le, f32le"):
+        PcmSource(io.BytesIO(), RATE, 1, "u8")
+
+
+class Clock:
+    """Time that goes on only when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Pipe:
+    """A pipe into which `pace` seconds of audio come in every second."""
+
+    def __init__(self, clock: Clock, pace: float) -> None:
+        self._clock, self._pace, self.ended = clock, pace, threading.Event()
+        self.begun = threading.Event()
+
+    def read(self, n: int) -> bytes:
+        self.begun.wait()
+        self._clock.now += n / 2 / RATE / self._pace
+        return b"" if self.ended.is_set() else bytes(n)
+
+
+@pytest.mark.parametrize(("pace", "live"), [(1.0, True), (0.9, True), (4.0, False)])
+def test_a_pipe_that_runs_ahead_of_the_clock_is_not_live(
+    monkeypatch: pytest.MonkeyPatch, pace: float, live: bool
+) -> None:
+    time = Clock()
+    monkeypatch.setattr(sources, "time", time)
+    pipe = Pipe(time, pace)
+    source = PcmSource(pipe, RATE, 1, "s16le")  # type: ignore[arg-type]
+    assert not source.live  # nothing is known yet
+    pipe.begun.set()
+    got = 0
+    while got < 20 * RATE:
+        got += sum(len(x) for x, _ in source.read(5.0) or [])
+    assert source.live == live
+    pipe.ended.set()
+    while source.read(5.0) is not None:
+        pass
+    assert not source.live  # it cannot get further behind
+
+
+@pytest.fixture
+def portaudio(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A sounddevice with one microphone of 44.1 kHz."""
+
+    class InputStream:
+        def __init__(self, **options: Any) -> None:
+            self.options, self.closed, self.started = options, False, False
+            fake.stream = self
+
+        def start(self) -> None:
+            self.started = True
+
+        def close(self) -> None:
+            self.closed = True
+            self.options["finished_callback"]()
+
+    class PortAudioError(Exception):
+        pass
+
+    def query_devices(name: Any, kind: str) -> dict[str, Any]:
+        if name not in (None, 3, "USB"):
+            raise ValueError(f"No {kind} device matching {name!r}\n  see the list")
+        return {"default_samplerate": 44_100.0}
+
+    fake: Any = types.ModuleType("sounddevice")
+    fake.InputStream, fake.PortAudioError, fake.query_devices = InputStream, PortAudioError, query_devices
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    return fake
+
+
+def test_a_microphone_from_opening_to_closing(portaudio: Any) -> None:
+    mic = Microphone("3")
+    options = portaudio.stream.options
+    assert (options["device"], options["samplerate"], options["channels"]) == (3, 44_100, 1)
+    assert portaudio.stream.started
+    buffer = np.full((4_410, 1), 0.25, np.float32)
+    options["callback"](buffer, 4_410, None, types.SimpleNamespace(input_overflow=False))
+    options["callback"](buffer, 4_410, None, types.SimpleNamespace(input_overflow=True))
+    buffer[:] = 9  # PortAudio uses it again
+    pieces = mic.read(1.0)
+    assert pieces is not None
+    assert [(x.shape, x.max(), rate) for x, rate in pieces] == [((4_410, 1), 0.25, 44_100)] * 2
+    assert mic.overflows == 1
+    assert mic.live
+    assert mic.read(0.01) == []
+    mic.close()
+    assert portaudio.stream.closed
+    assert mic.read(1.0) is None
+
+
+def test_a_microphone_that_nobody_reads_blocks_nothing(portaudio: Any) -> None:
+    mic = Microphone()
+    for _ in range(400):
+        portaudio.stream.options["callback"](np.zeros((1, 1)), 1, None, types.SimpleNamespace(input_overflow=False))
+    assert mic.overflows == 100
+    mic.close()
+
+
+def test_no_microphone(portaudio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match=r"no microphone 'HDMI' \(No input device .*see the list\): `python -m sound"):
+        Microphone("HDMI")
+
+    def none(name: Any, kind: str) -> Any:
+        raise portaudio.PortAudioError("Error querying device -1")
+
+    portaudio.query_devices = none
+    with pytest.raises(InputError, match=r"no microphone \(Error querying device -1\)"):
+        Microphone()
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(InputError, match=r"pip install 'ced-edge\[mic\]'"):
+        Microphone()
+
+
+def test_no_portaudio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    with pytest.raises(InputError, match=r"needs PortAudio \(PortAudio library not found\): apt install libportaudio2"):
+        Microphone()
+
+
+def test_the_screen_is_drawn_in_place(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "31")
+    screen = Screen(2, 0.0, False)
+    probs = np.zeros(527, np.float32)
+    probs[[74, 23]] = 0.9, 0.4
+    for i in range(2):
+        screen.tags(Tags(i, i + 2.0, probs), [74], Heard(skipped=3 * i))
+    screen.event(Event(74, 1.0, 2.5, 0.93))
+    out = capsys.readouterr().out
+    frames = out.split("\x1b[3F\x1b[J")  # up three lines, and away with them
+    assert (
+        frames[0].splitlines()
+        == [
+            "0:02.0",
+            " 0.90 ##################   Dog",  # and a star, beyond the terminal's edge
+            " 0.40 ########             Baby cry, infant cry"[:30],
+        ]
+    )
+    assert frames[1].startswith("0:03.0, 3 windows skipped\n")
+    assert frames[2].splitlines()[0] == "   0:01.0 -    0:02.5  Dog (at most 0.93)"
+    assert frames[2].splitlines()[1:] == frames[1].splitlines()  # and the tags again below it
+    assert len(frames) == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00.0"), (7.46, "0:07.5"), (59.96, "1:00.0"), (3_600, "1:00:00.0"), (3_661.25, "1:01:01.2")],
+)
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
