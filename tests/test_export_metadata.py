@@ -41,18 +41,23 @@ def save_onnx(path: Path) -> Path:
     return path
 
 
-def save_tflite(path: Path) -> Path:
-    """The same model, written with TFLite's own schema: FULLY_CONNECTED, then LOGISTIC."""
+def save_tflite(path: Path, scales: list[float] | None = None) -> Path:
+    """The same model, written with TFLite's own schema: FULLY_CONNECTED, then LOGISTIC. int8 with `scales`."""
     import flatbuffers
 
     def tensor(name: str, shape: list[int], buffer: int = 0) -> Any:
         return schema.TensorT(name=name, shape=shape, buffer=buffer)
 
+    weights, stored = tensor("w", [527, SAMPLES], 1), WEIGHTS
+    if scales:
+        stored = np.rint(WEIGHTS / np.array(scales)[:, None]).astype(np.int8)
+        weights.type = schema.TensorType.INT8
+        weights.quantization = schema.QuantizationParametersT(scale=scales, zeroPoint=[0] * len(scales))
     options = schema.FullyConnectedOptionsT()
     graph = schema.SubGraphT(
         tensors=[
             tensor("waveform", [1, SAMPLES]),
-            tensor("w", [527, SAMPLES], 1),
+            weights,
             tensor("z", [1, 527]),
             tensor("prob", [1, 527]),
         ],
@@ -76,7 +81,7 @@ def save_tflite(path: Path) -> Path:
         subgraphs=[graph],
         buffers=[
             schema.BufferT(),
-            schema.BufferT(data=WEIGHTS.view(np.uint8).ravel()),
+            schema.BufferT(data=stored.view(np.uint8).ravel()),
             schema.BufferT(data=np.frombuffer(b"1.2", np.uint8)),
         ],
         metadata=[schema.MetadataT(name="min_runtime_version", buffer=2)],
@@ -104,8 +109,9 @@ class Table:
         offset = struct.unpack_from("<H", self.data, vtable + 4 + 2 * slot)[0] if 4 + 2 * slot < size else 0
         return self.at + offset if offset else 0
 
-    def number(self, slot: int, kind: str) -> int:
-        return int(struct.unpack_from(kind, self.data, self.place(slot))[0])
+    def number(self, slot: int, kind: str, default: int = 0) -> int:
+        place = self.place(slot)
+        return int(struct.unpack_from(kind, self.data, place)[0]) if place else default
 
     def follow(self, at: int) -> int:
         return at + struct.unpack_from("<I", self.data, at)[0]
@@ -177,6 +183,17 @@ def test_tflite(tmp_path: Path) -> None:
     # Doing it again changes nothing.
     add_tflite_metadata(path, SPEC, "waveform", SAMPLES / 16_000)
     assert path.read_bytes() == once
+
+
+@pytest.mark.parametrize(("channels", "version"), [(527, 12), (1, 1)])
+def test_weights_with_a_scale_per_channel_are_declared(tmp_path: Path, channels: int, version: int) -> None:
+    """Version 12 of FULLY_CONNECTED (TensorFlow's op_version.cc): an older runtime refuses what it would get wrong."""
+    limit = np.abs(WEIGHTS).max(axis=1 if channels > 1 else None, initial=0)
+    path = save_tflite(tmp_path / "m.tflite", (np.atleast_1d(limit) / 127).tolist())
+    add_tflite_metadata(path, SPEC, "waveform", SAMPLES / 16_000)
+    assert [code.number(2, "<i", default=1) for code in Table.root(path.read_bytes()).children(1)] == [version, 1]
+    wave = np.linspace(-1, 1, SAMPLES, dtype=np.float32)[None]
+    np.testing.assert_allclose(load_backend(path).run(wave)[0], expected(wave), atol=0.03)
 
 
 def test_tflite_metadata_of_a_waveform_model() -> None:
