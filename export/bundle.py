@@ -73,14 +73,17 @@ def export_bundle(
     window = round(config.window_s * rate)
     with atomic_folder(out) as folder:
         files = _Files(folder, model, config, window, say)
-        made = [files.make(kind, format) for format in config.formats for kind in _kinds(config)]
+        made = [(kind, format) for format in config.formats for kind in _kinds(config)]
+        for kind, format in made:
+            files.make(kind, format)
         (folder / LABELS_NAME).write_text(labels_text(), encoding="utf-8")
         bundle = Bundle(
             folder=folder,
             spec=spec,
             window_s=config.window_s,
             input=config.input,
-            files=tuple(made),
+            # Only now: quantisation finds its way by the names that metadata shortens.
+            files=tuple(files.describe(kind, format) for kind, format in made),
             checkpoint_sha256=sha256_file(weights),
             labels_sha256=sha256_file(folder / LABELS_NAME),
             reference=_reference(weights),
@@ -108,7 +111,8 @@ class _Files:
         self.folder, self.model, self.config, self.window, self.say = folder, model, config, window, say
         self._tagger = Tagger(model, config.input == "waveform")
 
-    def make(self, kind: str, format: str) -> ModelFile:
+    def make(self, kind: str, format: str) -> None:
+        """Write a bare model file."""
         path = self._path(kind, format)
         self.say(f"export: {path.name}")
         if kind == "fp32":
@@ -118,6 +122,10 @@ class _Files:
         else:
             static = {"onnx": quantize.onnx_int8_static, "tflite": quantize.tflite_int8_static}[format]
             static(self._path("fp32", format), path, self._calibration())
+
+    def describe(self, kind: str, format: str) -> ModelFile:
+        """Let a file say of itself what it is, and the manifest too."""
+        path = self._path(kind, format)
         add = {"onnx": metadata.add_onnx_metadata, "tflite": metadata.add_tflite_metadata}[format]
         add(path, self.model.spec, self.config.input, self.config.window_s)
         words = "none" if kind == "fp32" else quantize.DESCRIPTIONS[format, kind]
