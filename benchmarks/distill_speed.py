@@ -1,11 +1,12 @@
 """Speed and memory of distillation: what the data path costs beside the bare arithmetic, as ratios in one run.
 
-    python benchmarks/distill_speed.py            # some 25 minutes on 2 idle cores, 8 GB of disk
+    python benchmarks/distill_speed.py            # some 11 minutes on 2 idle cores, 2 GB of disk
     python benchmarks/distill_speed.py --quick    # a minute or two, to see that it runs
 
 Speed: the parts of a comparison take turns, and a ratio is the median over the turns of the ratio within one, so a
 machine that slows down for a while does not decide it. Memory: the subcommands run as child processes, and the
-memory of all their processes together is sampled (Linux only). Audio is synthesised into a temporary folder.
+memory of all their processes together is sampled (Linux only); a process holds the samples of one shard, so each
+number of clips is several shards. Audio is synthesised into a temporary folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from ced_edge.spec import N_CLASSES, size
 from distill.config import TrainConfig
 from distill.dataset import Stream, loader
 from distill.ensemble import Ensemble
+from distill.loop import has_fast_bf16
 from distill.losses import bce
+from distill.optimizers import make_optimizers
 from distill.pack import PackConfig, pack
 from distill.progress import say
 from distill.shards import Pack
@@ -46,7 +49,7 @@ from distill.teach import Job, teach
 from distill.teachers import TeacherSpec, load_teachers, parse_teachers
 from distill.teachers.base import Teacher
 from distill.teachers.mobilenet import HEAD_WIDTH, MobileNet
-from distill.train import has_fast_bf16, make_optimizers, train
+from distill.train import train
 from distill.views import ViewRecipe
 
 RATE_HZ = 16_000
@@ -63,23 +66,25 @@ class Settings:
     size: str = "tiny"
     batch: int = 32
     seconds: float = 10.0
-    steps: int = 5
+    steps: int = 4
     """Steps per turn."""
-    repeats: int = 5
+    repeats: int = 3
     """Turns."""
     threads: int = os.cpu_count() or 1
     clips: int = 256
     """Clips of the pack that speed is measured on."""
-    memory_clips: int = 2_048
+    memory_clips: int = 1_024
     """Clips whose peak memory is compared with that of ten times as many; at least two shards, which is what a
     reader holds while it goes from one to the next."""
-    clips_per_shard: int = 1_024
+    memory_seconds: float = 5.0
+    """Their length."""
+    clips_per_shard: int = 512
     """For memory. For speed it is one batch, so that a turn holds its share of reading and decoding."""
 
     @classmethod
     def quick(cls) -> Settings:
         """Small enough for a minute or two; the figures mean nothing."""
-        return cls("tiny", 8, 2.0, 2, 2, os.cpu_count() or 1, 32, 16, 8)
+        return cls("tiny", 8, 2.0, 2, 2, os.cpu_count() or 1, 32, 16, 2.0, 8)
 
 
 class Clock:
@@ -101,18 +106,18 @@ class Bench:
     def __init__(self, s: Settings, folder: Path, teachers: list[TeacherSpec]) -> None:
         self.s, self.folder = s, folder
         torch.set_num_threads(s.threads)
-        sounds = read_manifest(self.audio(s.clips))
+        sounds = read_manifest(self.audio(s.clips, s.seconds))
         config = PackConfig(clips_per_shard=s.batch, segment_s=s.seconds)
         self.pack: Pack = pack(sounds, folder / "pack", config)
-        self.recipe = ViewRecipe(windows=((4, s.seconds),))
+        self.recipe = ViewRecipe(windows=((2, s.seconds),))
         self.teachers = teachers or [TeacherSpec("mn", str(random_teacher(folder / "mn.pt")))]
 
-    def audio(self, n: int) -> Path:
-        """A manifest of n labelled clips of `seconds` seconds."""
-        source = self.folder / "source"
-        write_dataset(source, DISTINCT, 0, seconds=self.s.seconds, rate_hz=RATE_HZ)
+    def audio(self, n: int, seconds: float) -> Path:
+        """A manifest of n labelled clips."""
+        source = self.folder / f"source-{seconds:g}"
+        write_dataset(source, DISTINCT, 0, seconds=seconds, rate_hz=RATE_HZ)
         clips = read_manifest(source / "manifest.csv")
-        manifest = self.folder / f"audio-{n}" / "manifest.csv"
+        manifest = self.folder / f"audio-{n}x{seconds:g}" / "manifest.csv"
         manifest.parent.mkdir()
         lines = ["filename,labels"]
         for i in range(n):
@@ -295,12 +300,12 @@ def _stages(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, float]]]:
     program = [sys.executable, "-m", "ced_edge"]
     data, store, labels, run = (str(home / name) for name in ("pack", "store", "labels", "run"))
     teachers = [f"--teacher={t.name}={t.source}" for t in bench.teachers]
-    shards = [f"--clips-per-shard={s.clips_per_shard}", f"--segment={s.seconds}"]
+    shards = [f"--clips-per-shard={s.clips_per_shard}", f"--segment={s.memory_seconds}"]
     # Short windows over all clips, as it takes many clips to show a leak; a call of the teachers holds the same 160
     # seconds of audio for any window. Training ends with steps of full length, which need the most memory.
     steps = n // s.batch + 3
     commands = {
-        "pack": ["pack", str(bench.audio(n)), f"--out={data}", *shards, f"--workers={s.threads}"],
+        "pack": ["pack", str(bench.audio(n, s.memory_seconds)), f"--out={data}", *shards, f"--workers={s.threads}"],
         "teach": ["teach", f"--pack={data}", f"--out={store}", "--windows=1x1", f"--workers={s.threads}", *teachers],
         "labels": ["teach", f"--pack={data}", f"--out={labels}", "--labels"],
         "train": [

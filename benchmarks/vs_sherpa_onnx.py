@@ -1,11 +1,11 @@
 """Speed beside sherpa-onnx's `AudioTagging`, the same weights in both: from waveform to probabilities, one thread.
 
     pip install sherpa-onnx
-    python benchmarks/vs_sherpa_onnx.py BUNDLE MEL_BUNDLE
+    python benchmarks/vs_sherpa_onnx.py CHECKPOINT BUNDLE
 
-BUNDLE is what `ced-edge export --int8` wrote. MEL_BUNDLE (`ced-edge export --input mel --format onnx`) is what
-sherpa-onnx is fed, as it computes the log-mel itself: its float file, and int8 made of that one by onnxruntime's plain
-dynamic quantisation of MatMul, which is what the CED repository publishes.
+BUNDLE is what `ced-edge export --int8 CHECKPOINT` wrote. sherpa-onnx, which computes the log-mel itself, is fed the
+network as torch.onnx.export writes it, and int8 made of that by onnxruntime's plain dynamic quantisation of MatMul,
+which is how CED models are published for it.
 The parts take turns; ratios are medians over the turns of the ratio within one, with their quartiles.
 """
 
@@ -16,14 +16,23 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
 
 from ced_edge.artifact import read_bundle
+from ced_edge.checkpoint import find_checkpoint, load_model
+from ced_edge.files import sha256_file
+from ced_edge.model import CED
 from ced_edge.tagger import Tagger
+from export.metadata import add_onnx_metadata
+from export.quiet import quiet
 
 
 def sherpa(model: Path, wave: np.ndarray, rate_hz: int) -> Callable[[], list[Any]]:
@@ -44,12 +53,41 @@ def sherpa(model: Path, wave: np.ndarray, rate_hz: int) -> Callable[[], list[Any
     return call
 
 
-def plain_int8(source: Path, target: Path) -> Path:
-    """onnxruntime's dynamic quantisation with its defaults."""
+class PlainMel(nn.Module):
+    """The network as it is: log-mel (B, n_mels, T) -> probabilities."""
+
+    def __init__(self, model: CED) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, mel: Tensor) -> Tensor:
+        return self.model.forward_mel(mel).sigmoid()
+
+
+def plain_files(model: CED, folder: Path) -> tuple[Path, Path]:
+    """Float and int8 .onnx files without any of our work on them."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, target, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
-    return target
+    float_file, int8_file = folder / "fp32.onnx", folder / "int8.onnx"
+    free = torch.export.Dim.DYNAMIC
+    with quiet():
+        torch.onnx.export(
+            PlainMel(model),
+            (torch.randn(2, model.spec.frontend.n_mels, 1001),),
+            float_file,
+            dynamo=True,
+            external_data=False,
+            input_names=["mel"],
+            output_names=["prob"],
+            dynamic_shapes={"mel": {0: free, 2: free}},
+        )
+        graph = onnx.load(float_file)
+        del graph.graph.value_info[:]
+        onnx.save(graph, float_file)
+        quantize_dynamic(float_file, int8_file, op_types_to_quantize=["MatMul"], weight_type=QuantType.QInt8)
+        for file in (float_file, int8_file):
+            add_onnx_metadata(file, model.spec, "mel", 10.0)
+    return float_file, int8_file
 
 
 def race(parts: dict[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarray]:
@@ -88,26 +126,25 @@ def show(result: dict[str, dict[str, float]], over: str) -> None:
 
 
 @click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("mel_bundle", type=click.Path(path_type=Path))
 @click.option("--turns", default=40, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(bundle: Path, mel_bundle: Path, turns: int, as_json: bool) -> None:
+def main(checkpoint: Path, bundle: Path, turns: int, as_json: bool) -> None:
     """Measure and print."""
-    ours, mel = read_bundle(bundle), read_bundle(mel_bundle)
-    if (ours.input, mel.input) != ("waveform", "mel") or ours.checkpoint_sha256 != mel.checkpoint_sha256:
-        raise click.UsageError("give a waveform bundle and a mel bundle of the same checkpoint")
+    ours = read_bundle(bundle)
+    if ours.input != "waveform" or ours.checkpoint_sha256 != sha256_file(find_checkpoint(checkpoint).weights):
+        raise click.UsageError("give a checkpoint and the waveform bundle that was exported from it")
     rate = ours.spec.frontend.rate_hz
     wave = (0.05 * np.random.default_rng(0).standard_normal(ours.window_samples)).astype(np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        float_file = mel.path(mel.file(kind="fp32", format="onnx"))
-        int8_file = plain_int8(float_file, Path(folder) / "int8.onnx")
+        float_file, int8_file = plain_files(load_model(checkpoint), Path(folder))
         parts: dict[str, Callable[[], Any]] = {
             "sherpa-onnx int8": sherpa(int8_file, wave, rate),
             "sherpa-onnx fp32": sherpa(float_file, wave, rate),
         }
         for file in ours.files:
-            parts[file.name] = lambda tagger=Tagger(ours, file=file.name): tagger.hear(wave)
+            parts[file.name] = partial(Tagger(ours, file=file.name).hear, wave)
         result = ratios(race(parts, turns), "sherpa-onnx int8")
     if as_json:
         click.echo(json.dumps(result, indent=1))
