@@ -96,7 +96,11 @@ def load_tagger(bundle: Path | None, kind: str | None, runtime: str | None, thre
 @click.option("--jobs", type=click.IntRange(1), help="Files at a time.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object per file and line.")
 @click.option("--csv", "as_csv", is_flag=True, help="CSV: a row per window and tag.")
-@click.option("--plot", type=FILE, help="PNG of one file: spectrogram above a timeline of its top tags.")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="PNG of one file: spectrogram above a timeline of its top tags.",
+)
 def tag(
     files: tuple[Path, ...],
     window_s: float | None,
