@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from ced_edge.errors import InputError
 from ced_edge.files import read_toml
 from ced_edge.manifest import read_clips
 from ced_edge.spec import N_CLASSES
-from distill.config import TrainConfig
+from distill.config import C, Config, TrainConfig
 from distill.pack import PackConfig
 from distill.progress import download, say
 from distill.views import ViewRecipe
@@ -26,43 +27,47 @@ FILE = click.Path(path_type=Path)
 PACK_HELP = "Folder (or URL) of a pack, as `ced-edge pack` writes it."
 
 
-def train_options(command: F) -> F:
-    """One flag per field of TrainConfig; what is not given comes from --config, else from the default."""
-    for f in reversed(dataclasses.fields(TrainConfig)):
-        name, kind = f.name.replace("_", "-"), type(f.default)
-        switch = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+def options(*added: Callable[[F], F]) -> Callable[[F], F]:
+    """Several click options as one decorator, in the order of the help page."""
+    return lambda command: functools.reduce(lambda c, option: option(c), reversed(added), command)
+
+
+def config_options(kind: type[Config]) -> Callable[[F], F]:
+    """One flag per field of a config; what is not given comes from --config, else from the default."""
+
+    def option(f: dataclasses.Field[Any]) -> Callable[[F], F]:
+        name, of = f.name.replace("_", "-"), type(f.default)
+        switch = f"--{name}/--no-{name}" if of is bool else f"--{name}"
         text = f"{f.metadata['help']}  [default: {f.default}]"
-        command = click.option(switch, f.name, type=None if kind is bool else kind, default=None, help=text)(command)
-    return click.option("--config", type=FILE, help="TOML file with any of the training flags.")(command)
+        return click.option(switch, f.name, type=None if of is bool else of, default=None, help=text)
+
+    toml = click.option("--config", type=FILE, help="TOML file with any of the flags below.")
+    return options(toml, *map(option, dataclasses.fields(kind)))
 
 
-def train_config(config: Path | None, flags: dict[str, Any], **defaults: Any) -> TrainConfig:
+def read_config(kind: type[C], config: Path | None, flags: dict[str, Any], **defaults: Any) -> C:
     """Flags over the TOML file over `defaults`."""
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    names = {f.name for f in dataclasses.fields(kind)}
     given = {k: v for k, v in flags.items() if k in names and v is not None}
-    written = TrainConfig.read(config, **defaults) if config else TrainConfig(**defaults)
-    return TrainConfig.from_dict({**written.to_dict(), **given})
+    written = kind.read(config, **defaults) if config else kind(**defaults)
+    return kind.from_dict({**written.to_dict(), **given})
 
 
-def teacher_options(command: F) -> F:
-    """--teacher and --teachers."""
-    command = click.option("--teachers", "teachers_toml", type=FILE, help="TOML file with one table per teacher.")(
-        command
-    )
-    return click.option(
+teacher_options = options(
+    click.option(
         "--teacher", "teacher", multiple=True, metavar="NAME=PATH", help="A teacher's file, folder or hub name; repeat."
-    )(command)
-
-
-def view_options(command: F) -> F:
-    """--windows, --views and --view-seed."""
-    command = click.option("--view-seed", type=int, help="Decides all views.  [default: 0]")(command)
-    command = click.option("--views", "views_toml", type=FILE, help="TOML file with any field of the view recipe.")(
-        command
-    )
-    return click.option(
-        "--windows", default=None, metavar="NxS,...", help="Epochs x seconds of the views, e.g. 20x2,4x5."
-    )(command)
+    ),
+    click.option("--teachers", "teachers_toml", type=FILE, help="TOML file with one table per teacher."),
+)
+view_options = options(
+    click.option("--windows", metavar="NxS,...", help="Epochs x seconds of the views, e.g. 20x2,4x5."),
+    click.option("--views", "views_toml", type=FILE, help="TOML file with any field of the view recipe."),
+    click.option("--view-seed", type=int, help="Decides all views.  [default: 0]"),
+)
+data_options = options(
+    click.option("--split", help="Only rows with this in the `split` column."),
+    click.option("--audio-root", type=DIRECTORY, help="What file names are relative to, if not the manifest."),
+)
 
 
 def parse_windows(text: str) -> tuple[tuple[int, float], ...]:
@@ -81,15 +86,6 @@ def view_recipe(windows: str | None, toml: Path | None, seed: int | None, defaul
     if seed is not None:
         fields["seed"] = seed
     return ViewRecipe.from_dict(fields)
-
-
-def data_options(command: F) -> F:
-    """DATA..., --split and --audio-root."""
-    command = click.option(
-        "--audio-root", type=DIRECTORY, help="What file names are relative to, if not the manifest."
-    )(command)
-    command = click.option("--split", help="Only rows with this in the `split` column.")(command)
-    return command
 
 
 @click.command()
@@ -198,7 +194,7 @@ def teach(
 @click.option("--resume", is_flag=True, help="Go on from the state in --out.")
 @click.option("--device", default="cpu", show_default=True)
 @view_options
-@train_options
+@config_options(TrainConfig)
 def train(
     pack_path: str,
     store_path: Path,
@@ -216,12 +212,12 @@ def train(
 
     The views are the store's own; --windows, --views and --view-seed are for stores of answers about clean clips.
     """
+    from distill.loop import STATE_NAME
     from distill.pipeline import process, run_lock, run_train
     from distill.shards import Pack
     from distill.store import Store
-    from distill.train import STATE_NAME
 
-    chosen = train_config(config, flags)
+    chosen = read_config(TrainConfig, config, flags)
     store = Store.open(store_path)
     views = None
     if windows or views_toml or view_seed is not None:
@@ -309,7 +305,7 @@ def evaluate(
 @click.option("--strict", is_flag=True, help="Fail when a file cannot be used.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Summary as JSON.")
-@train_options
+@config_options(TrainConfig)
 def distill(
     data: tuple[Path, ...],
     split: str | None,
@@ -347,10 +343,10 @@ def distill(
         from distill import demo
 
         run = runs / (name or "demo")
-        chosen = train_config(config, flags, **demo.TRAINING)
+        chosen = read_config(TrainConfig, config, flags, **demo.TRAINING)
         plan = demo.plan(run, chosen, parse_windows(windows) if windows else None, view_seed or 0, device)
     else:
-        chosen = train_config(config, flags)
+        chosen = read_config(TrainConfig, config, flags)
         specs = tuple(parse_teachers(teacher, teachers_toml))
         views = view_recipe(windows, views_toml, view_seed, "12x2,3x5")
         clips = read_clips(data, split, audio_root)

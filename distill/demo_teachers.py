@@ -29,9 +29,9 @@ from ced_edge.manifest import read_manifest
 from ced_edge.model import CED
 from ced_edge.spec import N_CLASSES, ModelSpec
 from distill.losses import prior_logits
+from distill.optimizers import schedule
 from distill.progress import stage
 from distill.teachers.mobilenet import HalfRateFrontEnd, MobileNet
-from distill.train import schedule
 
 VERSION = 1
 """Raised whenever the same clips would give other teachers."""

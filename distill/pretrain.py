@@ -7,13 +7,8 @@ step. Published CED students start from such weights (arXiv 2308.11957).
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
-import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,85 +16,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ced_edge.checkpoint import save_model
-from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.model import CED, Block
-from ced_edge.spec import SIZES, ModelSpec, size
-from distill.config import TrainConfig, _option, flag
+from ced_edge.spec import ModelSpec, size
+from distill.config import HEAD_WIDTH, PretrainConfig, TrainConfig
 from distill.dataset import Batch, Stream, Views, _Loaded, loader
+from distill.loop import MODEL_NAME, Learner, make_fabric
+from distill.optimizers import make_optimizers
 from distill.shards import Pack, Shard, read_shard
 from distill.store import Store
-from distill.train import (
-    MODEL_NAME,
-    STATE_NAME,
-    Interrupted,
-    any_rank,
-    differences,
-    make_fabric,
-    memory_errors,
-    save_state,
-    schedule,
-    stop_politely,
-    time_offset,
-)
+from distill.train import time_offset
 from distill.trainlog import Reporter, TrainLog
 from distill.views import ViewRecipe, clip_rms
 
-HEAD_WIDTH = 32
-"""Channels per attention head of the decoder."""
 NOTHING_LEARNT = 0.97
 """Loss above which the decoder knows little more than that a normalised patch has mean 0 (which gives 1)."""
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """A masked-autoencoder warm-up. The learning rate rises linearly over `warmup` and falls as a cosine to 0."""
-
-    size: str = _option("tiny", "tiny, mini, small or base.")
-    steps: int = _option(2_000, "Optimiser steps.")
-    batch: int = _option(128, "Windows per step, over all processes.")
-    seconds: float = _option(2.0, "Length of a window.")
-    mask: float = _option(0.75, "Share of the patches that is hidden from the student.")
-    decoder_width: int = _option(128, "Channels of the decoder, a multiple of 32.")
-    decoder_depth: int = _option(2, "Blocks of the decoder.")
-    optimizer: str = _option("muon", "adamw (published); or muon (matrices of the blocks by Muon, the rest by AdamW).")
-    lr: float = _option(2e-3, "Highest learning rate.")
-    weight_decay: float = _option(0.05, "Of matrices only.")
-    warmup: float = _option(0.05, "Share of the steps over which the learning rate rises.")
-    clip: float = _option(1.0, "Largest norm of the gradient.")
-    sinusoids: bool = _option(True, "Start the position embeddings as sinusoids: patches can be told apart at once.")
-    precision: str = _option("auto", "fp32, bf16, or auto: bf16 where the hardware multiplies in it.")
-    seed: int = _option(0, "Of the initial weights, the windows, the masks and the offsets.")
-    workers: int = _option(1, "Processes that read and cut audio, per training process.")
-    checkpoint_minutes: float = _option(5.0, "Minutes between two checkpoints.")
-    log_every: int = _option(10, "Steps between two lines of the log.")
-
-    def __post_init__(self) -> None:
-        one_or_more = ("steps", "batch", "decoder_depth", "log_every")
-        not_negative = ("weight_decay", "seed", "workers", "checkpoint_minutes")
-        given = self.to_dict()
-        problems = [f"{flag(n)} must be at least 1, not {given[n]}" for n in one_or_more if given[n] < 1]
-        problems += [f"{flag(n)} must not be negative, but is {given[n]}" for n in not_negative if given[n] < 0]
-        problems += [f"{flag(n)} must be above 0, not {given[n]}" for n in ("lr", "clip") if not given[n] > 0]
-        if not 0.0 <= self.warmup < 1.0:
-            problems.append(f"--warmup must be from 0 to below 1, not {self.warmup}")
-        if not 0.0 < self.mask < 1.0:
-            problems.append(f"--mask must be between 0 and 1, not {self.mask}")
-        if not 0.5 <= self.seconds <= 10.0:
-            problems.append(f"--seconds must be within 0.5 and 10, not {self.seconds}")
-        if self.decoder_width < HEAD_WIDTH or self.decoder_width % HEAD_WIDTH:
-            problems.append(f"--decoder-width must be a multiple of {HEAD_WIDTH}, not {self.decoder_width}")
-        if self.size not in SIZES:
-            problems.append(f"unknown --size {self.size!r}: choose one of {', '.join(SIZES)}")
-        for name, choices in {"precision": ("auto", "fp32", "bf16"), "optimizer": ("adamw", "muon")}.items():
-            if given[name] not in choices:
-                problems.append(f"unknown {flag(name)} {given[name]!r}: choose one of {', '.join(choices)}")
-        if problems:
-            raise InputError("; ".join(problems))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dict for JSON."""
-        return dataclasses.asdict(self)
 
 
 class MaskedAutoencoder(nn.Module):
@@ -179,55 +109,22 @@ def pretrain(
     fabric = make_fabric(device, config.precision)
     torch.manual_seed(config.seed)
     mae = MaskedAutoencoder(new_student(config), config.decoder_width, config.decoder_depth).to(fabric.device)
-    optimizers = make_optimizers(mae, config)
-    stream = waves(pack, config, fabric.global_rank, fabric.world_size)
-    recipe = {"pretrain": config.to_dict(), "pack": pack.hash, "processes": fabric.world_size}
-    step = _resume(run, mae, optimizers, recipe)
-    if step >= config.steps and (run / MODEL_NAME).exists():
+    optimizers = make_optimizers(mae, config, betas=(0.9, 0.95))  # the published betas of masked autoencoders
+    rank, world = fabric.global_rank, fabric.world_size
+    recipe = {"pretrain": config.to_dict(), "pack": pack.hash, "processes": world}
+    learner = Learner(run, config, recipe, config.steps, fabric, mae, optimizers, mae.student)
+    step = learner.resume()
+    if learner.done(step):
         return run / MODEL_NAME
-    learner, *prepared = fabric.setup(mae, *optimizers)
+    prepared_mae, *prepared = fabric.setup(mae, *optimizers)
+    prepared_mae.train()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        return {"loss": prepared_mae(batch.wave, *_draw(mae.student, batch.wave, config, step, rank, world))}
+
     log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
-
-    def save() -> None:
-        if fabric.is_global_zero:
-            # The state last: a run that is killed in between goes on from the state before, and writes both again.
-            save_model(run / MODEL_NAME, mae.student, {"recipe": recipe, "step": step})
-            state = {"model": mae.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-            save_state(run / STATE_NAME, {**state, "step": step, "recipe": recipe})
-
-    saved = time.monotonic()
-    learner.train()
-    loaded = contextlib.closing(loader(stream, step, config.workers, Waves))
-    with stop_politely() as stop, memory_errors(config.batch), loaded as batches, log:
-        while step < config.steps:
-            wave: Tensor = next(batches).wave.to(fabric.device, non_blocking=True)
-            lr = config.lr * schedule(step, config.steps, config.warmup)
-            for group in (group for optimizer in prepared for group in optimizer.param_groups):
-                group["lr"] = lr
-            loss = learner(wave, *_draw(mae.student, wave, config, step, fabric.global_rank, fabric.world_size))
-            fabric.backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(mae.parameters(), config.clip)
-            if not torch.isfinite(norm):
-                raise CedEdgeError(
-                    f"the gradient is not finite at step {step} (loss {loss.item():.4g}): try a lower --lr; the last "
-                    f"checkpoint in {run}, if there is one, is kept"
-                )
-            for optimizer in prepared:
-                optimizer.step()
-                optimizer.zero_grad()
-            step += 1
-            if step % config.log_every == 0 or step == config.steps:
-                log.write(step, {"loss": loss, "grad": norm}, lr, config.batch)
-            stopped = step < config.steps and any_rank(fabric, bool(stop))
-            if stopped or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
-                save()
-                saved = time.monotonic()
-            if stopped:
-                fabric.barrier()  # nobody may leave, and so end the others, before the first process has saved
-                raise Interrupted(f"stopped at step {step} of {config.steps}: saved in {run}; --resume goes on")
-        save()
-    fabric.barrier()
-    return run / MODEL_NAME
+    batches = loader(waves(pack, config, rank, world), step, config.workers, Waves)
+    return learner.learn(step, losses, prepared, batches, log)
 
 
 def _draw(
@@ -259,30 +156,6 @@ def sinusoids(n: int, width: int) -> Tensor:
     rates = 10_000.0 ** -(torch.arange((width + 1) // 2) / max(1, width // 2))
     angles = torch.arange(n)[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
-
-
-def make_optimizers(mae: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW with the published betas of masked autoencoders; or Muon for the blocks' matrices and AdamW for the rest.
-
-    Weights decay on matrices and kernels only.
-    """
-    learning = {name: p for name, p in mae.named_parameters() if p.requires_grad}
-    matrices = {n: p for n, p in learning.items() if config.optimizer == "muon" and "blocks." in n and p.ndim == 2}
-    rest = {n: p for n, p in learning.items() if n not in matrices}
-    # Position embeddings and the mask token have several axes, but are no matrices.
-    decayed = {n: p for n, p in rest.items() if p.ndim > 1 and not n.endswith(("_embed", "_token"))}
-    groups = [
-        {"params": list(decayed.values()), "weight_decay": config.weight_decay},
-        {"params": [p for n, p in rest.items() if n not in decayed], "weight_decay": 0.0},
-    ]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), fused=True)]
-    if matrices:
-        decay = config.weight_decay
-        muon = torch.optim.Muon(
-            list(matrices.values()), lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
-    return optimizers
 
 
 def patches(spec: ModelSpec, samples: int) -> int:
@@ -329,25 +202,6 @@ class Waves(Views):
                 shard, epoch, [c.id for c in clips], sounds, [clip_rms(w) for w in sounds], nothing, nothing > 0
             )
         return self._loaded
-
-
-def _resume(run: Path, mae: nn.Module, optimizers: list[torch.optim.Optimizer], recipe: dict[str, Any]) -> int:
-    """Load the state of a run that was stopped; its step, or 0 where there is none."""
-    path = run / STATE_NAME
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        different = differences(recipe, state["recipe"])
-    except Exception as e:  # a broken file can raise almost anything
-        reason = str(e).partition("\n")[0]
-        raise InputError(f"{path} is no state of a warm-up ({reason}): delete it to start over") from e
-    if different:
-        raise InputError(f"{run} is a run of another {', '.join(different)}: choose another folder, or delete it")
-    mae.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return int(state["step"])
 
 
 class PretrainLog(TrainLog):

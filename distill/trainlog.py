@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import time
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from ced_edge.errors import InputError
 from ced_edge.files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOG_NAME = "log.csv"
 FIELDS = ("step", "loss", "bce", "kl", "spread", "teacher_spread", "grad", "lr", "clips_per_s")

@@ -21,9 +21,9 @@ from ced_edge.files import folder_lock
 from ced_edge.model import CED
 from ced_edge.spec import ModelSpec
 from distill.cli import read_clips
+from distill.loop import STATE_NAME
 from distill.shards import Pack
 from distill.store import Store
-from distill.train import STATE_NAME
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -302,7 +302,7 @@ def test_bad_training_input(call: Call, packed: Pack, store: Store, tmp_path: Pa
     def train(*flags: object, out: str = "r") -> tuple[int, str, str]:
         return call("train", "--pack", packed.location, "--store", store.path, "--out", out, "--batch", 4, *flags)
 
-    refused(train("--size", "huge", "--lr", 0), 2, "unknown --size 'huge': choose one of tiny", "--lr must be above 0")
+    refused(train("--size", "huge", "--lr", 0), 2, "--size must be one of tiny", "--lr must be above 0")
     refused(train("--windows", "1x2"), 2, "knows its own views")
     refused(train("--view-seed", 1), 2, "knows its own views")
     refused(train("--config", "nowhere.toml"), 2, "no such file: nowhere.toml")

@@ -203,7 +203,7 @@ def test_what_can_be_refused_is_refused_before_anything_is_done(
     refused("a teacher cannot be named student", "--teacher", f"student={folder.parent / 'ear.safetensors'}")
     refused("views of 11 s do not fit", "--windows", "1x11")
     refused("no such checkpoint", "--init", "nowhere.pt")
-    refused("unknown --size", "--size", "huge")
+    refused("--size must be one of", "--size", "huge")
     refused("unknown device", "--device", "abacus")
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused("distill is for one process")

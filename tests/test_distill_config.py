@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from ced_edge.errors import InputError
 from ced_edge.files import read_toml
-from distill.cli import parse_windows, train_config, train_options, view_recipe
-from distill.config import TrainConfig
+from distill.cli import config_options, parse_windows, read_config, view_recipe
+from distill.config import PretrainConfig, TrainConfig
 from distill.teachers import parse_teachers
 from distill.views import ViewRecipe
 
@@ -39,7 +39,7 @@ def test_all_problems_are_told_at_once_with_their_flags() -> None:
     )  # fmt: skip
     assert [flag for flag in flags if flag not in told] == []
     assert "\n" not in told
-    assert "choose one of tiny, mini, small, base" in told
+    assert "--size must be one of tiny, mini, small, base, not 'huge'" in told
     assert e.value.exit_code == 2
 
 
@@ -56,10 +56,14 @@ def test_the_seed_fits_the_generators() -> None:
         TrainConfig(seed=2**63)
 
 
-def test_every_field_has_a_help_text_and_a_plain_default() -> None:
-    for field in dataclasses.fields(TrainConfig):
+@pytest.mark.parametrize("kind", [TrainConfig, PretrainConfig])
+def test_every_field_has_a_help_text_a_plain_default_and_its_problems(kind: type) -> None:
+    for field in dataclasses.fields(kind):
         assert field.metadata["help"].endswith((".", ";"))
         assert type(field.default) in (int, float, str, bool)
+        if type(field.default) is not bool:
+            with pytest.raises(InputError, match=f"--{field.name.replace('_', '-')} must be "):
+                kind(**{field.name: "nonsense" if isinstance(field.default, str) else -1})
 
 
 def test_dict_and_back() -> None:
@@ -72,7 +76,7 @@ def test_unknown_keys_and_wrong_types_are_told_at_once() -> None:
     with pytest.raises(InputError) as e:
         TrainConfig.from_dict(fields, "my.toml")
     told = str(e.value)
-    assert told.startswith("my.toml: unknown key sizes; there are size, steps")
+    assert told.startswith("my.toml: unknown key sizes; there are size, batch")
     for problem in (
         "steps must be of type int, not 'many'",
         "lr must be of type float",
@@ -119,9 +123,9 @@ def asked(arguments: list[str], **defaults: Any) -> TrainConfig:
     found: list[TrainConfig] = []
 
     @click.command()
-    @train_options
+    @config_options(TrainConfig)
     def command(config: Path | None, **flags: Any) -> None:
-        found.append(train_config(config, flags, **defaults))
+        found.append(read_config(TrainConfig, config, flags, **defaults))
 
     result = CliRunner().invoke(command, arguments, catch_exceptions=False, standalone_mode=False)
     if result.exception is not None:

@@ -21,14 +21,14 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.manifest import Clip
 from ced_edge.model import CED
 from ced_edge.spec import SIZES, ModelSpec
-from distill.config import TrainConfig
+from distill.config import PretrainConfig, TrainConfig
 from distill.dataset import Stream
+from distill.loop import Interrupted
+from distill.optimizers import make_optimizers
 from distill.pack import PackConfig, pack
 from distill.pretrain import (
     MaskedAutoencoder,
-    PretrainConfig,
     Waves,
-    make_optimizers,
     n_visible,
     new_student,
     patches,
@@ -40,7 +40,7 @@ from distill.pretrain import (
 from distill.shards import Pack
 from distill.store import Store
 from distill.teach import teach_labels
-from distill.train import Interrupted, train
+from distill.train import train
 from distill.trainlog import read_log
 from distill.views import ViewRecipe
 
@@ -199,7 +199,6 @@ def test_what_the_optimizers_hold(optimizer: str) -> None:
     assert len(matrices) == (4 * 3 if optimizer == "muon" else 0)  # qkv, proj, fc1 and fc2 of three blocks
     heads = [name for name in names.values() if "outputlayer" in name]
     assert sorted(decayed + rest + matrices + heads) == sorted(names.values())
-    assert adamw.defaults["betas"] == (0.9, 0.95)
 
 
 def test_windows_differ_from_pass_to_pass(packed: Pack) -> None:
@@ -248,10 +247,10 @@ def test_a_run_that_was_stopped_goes_on_exactly(packed: Pack, tmp_path: Path) ->
     logs = [[(row["step"], row["loss"]) for row in read_log(tmp_path / name)] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
     assert pretrain(tmp_path / "parts", packed, config) == tmp_path / "parts" / "model.safetensors"
-    with pytest.raises(InputError, match="a run of another steps"):
+    with pytest.raises(InputError, match="begun with other values of steps"):
         pretrain(tmp_path / "parts", packed, dataclasses.replace(config, steps=7))
     (tmp_path / "parts" / "state.pt").write_bytes(b"no state")
-    with pytest.raises(InputError, match="no state of a warm-up"):
+    with pytest.raises(InputError, match="is no training state"):
         pretrain(tmp_path / "parts", packed, config)
 
 

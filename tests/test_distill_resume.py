@@ -30,17 +30,12 @@ from tiny_run import (
 
 from ced_edge.checkpoint import load_model
 from ced_edge.errors import InputError
-from distill import train as train_module
+from distill import loop
 from distill.config import TrainConfig
 from distill.dataset import Stream
+from distill.loop import MODEL_NAME, STATE_NAME, Interrupted, stop_politely
 from distill.pipeline import run_train
-from distill.train import (
-    MODEL_NAME,
-    STATE_NAME,
-    Interrupted,
-    stop_politely,
-    train,
-)
+from distill.train import train
 from distill.trainlog import LOG_NAME, read_log
 from distill.views import ViewRecipe
 
@@ -112,9 +107,9 @@ def test_a_checkpoint_comes_every_so_many_minutes(
     stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    monkeypatch.setattr(train_module, "save_state", lambda path, state: saved.append(state["step"]))
+    monkeypatch.setattr(loop, "save_state", lambda path, state: saved.append(state["step"]))
     clock = iter(range(0, 10_000, 20))  # 20 s pass between two looks at it
-    monkeypatch.setattr(train_module.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
     train(tmp_path, stream, config(steps=10, checkpoint_minutes=1.0))
     assert saved == [4, 8, 10]
 
@@ -134,7 +129,7 @@ def test_a_run_killed_while_saving_goes_on_exactly(
             raise Killed
 
     name = "save_model" if between == "before the weights" else "save_state"
-    real: Callable[..., None] = getattr(train_module, name)
+    real: Callable[..., None] = getattr(loop, name)
 
     def save(*arguments: Any) -> None:
         die()
@@ -142,11 +137,11 @@ def test_a_run_killed_while_saving_goes_on_exactly(
 
     (tmp_path / "parts").mkdir()
     notes = Notes(lambda step: (tmp_path / "parts" / "step").write_text(str(step)) and None)
-    monkeypatch.setattr(train_module, name, save)
+    monkeypatch.setattr(loop, name, save)
     with pytest.raises(Killed):
         train(tmp_path / "parts", stream, chosen, reporter=notes)
     assert torch.load(tmp_path / "parts" / STATE_NAME, weights_only=True)["step"] == 4
-    monkeypatch.setattr(train_module, name, real)
+    monkeypatch.setattr(loop, name, real)
     train(tmp_path / "parts", stream, chosen, reporter=Notes())
     assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
     assert same_files(tmp_path / "parts" / MODEL_NAME, tmp_path / "whole" / MODEL_NAME)

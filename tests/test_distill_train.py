@@ -31,16 +31,9 @@ from ced_edge.model import CED
 from ced_edge.spec import ModelSpec
 from distill.config import TrainConfig
 from distill.dataset import Batch, Stream
-from distill.train import (
-    MODEL_NAME,
-    STATE_NAME,
-    make_optimizers,
-    new_student,
-    schedule,
-    time_offset,
-    train,
-    warm_ema,
-)
+from distill.loop import MODEL_NAME, STATE_NAME
+from distill.optimizers import make_optimizers, schedule, warm_ema
+from distill.train import new_student, time_offset, train
 from distill.trainlog import TrainLog, read_log
 from distill.views import ViewRecipe
 
@@ -189,16 +182,14 @@ def test_no_warning_at_the_start_nor_of_a_student_that_tells_clips_apart(tmp_pat
 
 
 def test_the_head_starts_at_the_mean_answer_and_the_blocks_at_nothing(stream: Stream) -> None:
-    model = new_student(stream.store, stream, config())
+    model = new_student(stream, config())
     dense = [stream.store.read(0, s.name, s.clips).dense("tail")[0] for s in stream.pack.shards]
     head = model.outputlayer[1]
     assert isinstance(head, nn.Linear)
     torch.testing.assert_close(head.bias.sigmoid(), torch.from_numpy(np.concatenate(dense).mean(axis=0)))
     x = torch.randn(2, 5, SMALL.width)
     torch.testing.assert_close(model.blocks[0](x), x)
-    assert torch.equal(
-        new_student(stream.store, stream, config(prior_bias=False)).outputlayer[1].bias, torch.zeros(527)
-    )
+    assert torch.equal(new_student(stream, config(prior_bias=False)).outputlayer[1].bias, torch.zeros(527))
 
 
 def test_each_weight_is_in_one_group_and_only_matrices_decay() -> None:

@@ -31,14 +31,11 @@ from tiny_run import (
 from ced_edge.checkpoint import load_model
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.model import CED
-from distill import train as train_module
+from distill import loop
 from distill.dataset import Stream
+from distill.loop import MODEL_NAME, STATE_NAME
 from distill.store import Answers
-from distill.train import (
-    MODEL_NAME,
-    STATE_NAME,
-    train,
-)
+from distill.train import train
 from distill.trainlog import LOG_NAME, TrainLog, read_log
 from distill.views import ViewRecipe
 
@@ -78,7 +75,7 @@ def one_line(e: pytest.ExceptionInfo[CedEdgeError]) -> str:
 def test_an_absurd_learning_rate_is_told_and_the_checkpoint_kept(
     stream: Stream, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train_module, "schedule", lambda *_: 1e30)
+    monkeypatch.setattr(loop, "schedule", lambda *_: 1e30)
     with pytest.raises(CedEdgeError, match=r"gradient is not finite at step \d+ \(loss .*try a lower --lr") as e:
         train(saved, stream, config(steps=12))
     assert str(saved) in one_line(e)
@@ -179,7 +176,7 @@ def test_a_renderer_that_dies_is_told(stream: Stream, tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_recipe_is_refused_and_what_differs_named(stream: Stream, saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"was begun with other values of steps, lr: choose another"):
+    with pytest.raises(InputError, match=r"was begun with other values of lr, steps: choose another"):
         train(saved, stream, config(steps=13, lr=1e-4))
     recipe = ViewRecipe(seed=1, windows=RECIPE.windows)
     other = make_store(tmp_path / "store", stream.pack, recipe)

@@ -198,6 +198,12 @@ def test_device_modules_import_the_device_install_alone() -> None:
     assert imported_by(f"import {', '.join(modules)}") <= {"ced_edge", *DEVICE} | brought
 
 
+def test_help_of_training_and_the_demo_are_quick() -> None:
+    """Neither torch for a page of text, nor the machinery of training for the demonstration's teachers."""
+    assert not imported_by("import distill.cli, distill.cli_pretrain, distill.trainlog") & {"torch", "pyarrow"}
+    assert "lightning_fabric" not in imported_by("import distill.demo_teachers")
+
+
 def test_no_module_hides_a_library() -> None:
     names = {m.rpartition(".")[2] for m in FILES}
     assert not names & {"onnx", "tflite", "torch", "numpy", "tensorflow", "onnxruntime", "transformers"}

@@ -24,10 +24,11 @@ from ced_edge.manifest import Clip, read_manifest
 from ced_edge.spec import SIZES, ModelSpec
 from distill.config import TrainConfig
 from distill.dataset import Stream
+from distill.loop import STATE_NAME, Interrupted
 from distill.pack import PackConfig, pack
 from distill.shards import Pack, read_shard
 from distill.store import CLEAN_EPOCH, Answers, Store
-from distill.train import STATE_NAME, Interrupted, train
+from distill.train import train
 from distill.trainlog import LOG_NAME, read_log
 from distill.views import ViewRecipe
 
