@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ced_edge import __version__, metrics
 from ced_edge.audio import AudioError, load
+from ced_edge.bench import cpu_name
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.labels import labels
@@ -267,11 +268,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/cpuinfo").read_text().splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-        return platform.processor() or platform.machine()
+        return cpu_name()
     return device.type
 
 

@@ -1,0 +1,315 @@
+"""Was accuracy lost? Every model file of a bundle is held against the reference of the checkpoint it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ced_edge import metrics
+from ced_edge.artifact import LABELS_NAME, Bundle, labels_text
+from ced_edge.audio import AudioError, load
+from ced_edge.bench import spread, time_rounds
+from ced_edge.bounds import Bounds
+from ced_edge.errors import InputError
+from ced_edge.labels import labels
+from ced_edge.manifest import Clip, data_hash
+from ced_edge.reference import Reference
+from ced_edge.windows import chunks
+from ced_edge.worker import Target, Worker
+
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Answers of a model held against other answers to the same clips."""
+
+    drop: float
+    """mAP lost; below 0 it is gained."""
+    class_drops: NDArray[np.float64]
+    """(C,) average precision lost; NaN where no clip has the class."""
+    clips: int
+    """Over which the probabilities are compared: those that were heard alike."""
+    max_error: float
+    """Largest difference of a probability; NaN without such clips, and so the following."""
+    mean_error: float
+    noise: float
+    """RMS difference of the probabilities, as a share of what tells the clips apart: the RMS deviation of the other
+    answers from their mean over the clips. Unlike the mean error it does not shrink with the probabilities."""
+    top1: float
+    """Share of clips with the same likeliest class."""
+
+    @property
+    def class_drop(self) -> float:
+        """The largest of the classes."""
+        return float(np.nanmax(self.class_drops))
+
+    def worst(self, n: int) -> list[tuple[str, float]]:
+        """The `n` classes that lost most, by name."""
+        order = np.argsort(-np.nan_to_num(self.class_drops, nan=-np.inf), kind="stable")
+        return [(labels()[i].name, float(d)) for i in order[:n] if not math.isnan(d := self.class_drops[i])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "class_drops"}
+        return {k: None if v != v else v for k, v in fields.items()} | {"worst": dict(self.worst(10))}
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What one model file did on one runtime."""
+
+    file: str
+    """Path of the model file."""
+    kind: str
+    runtime: str
+    """With its version."""
+    mean_ap: float
+    reference: Comparison
+    """Against the reference's answers."""
+    fp32: Comparison | None
+    """Of a quantised file, against those of the fp32 file beside it; None where it was not checked."""
+    clips: int
+    alike: int
+    """Clips that the window neither cuts nor fills otherwise than the checkpoint heard them."""
+    stream_difference: float | None
+    """Largest difference of a probability heard in pieces; None where that was not asked for."""
+    latency_ms: float
+    """Median of one full window."""
+    spread: float
+    size_mb: float
+    memory_mb: float | None
+    broken: tuple[str, ...] = ()
+    """Bounds that do not hold, in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        compared = {k: v.to_dict() for k, v in fields.items() if isinstance(v, Comparison)}
+        return {**fields, **compared, "broken": list(self.broken)}
+
+
+def compare(
+    targets: NDArray[np.bool_], probs: Float32, base: Float32, known: NDArray[np.bool_], alike: NDArray[np.bool_]
+) -> Comparison:
+    """`probs` (N, C) against `base` (N, C): mAP over the clips whose labels are `known` (N,), targets (N, C);
+    probabilities over those heard `alike` (N,)."""
+    ap, base_ap = (metrics.average_precision(targets[known], p[known]) for p in (probs, base))
+    errors = np.abs(probs[alike].astype(np.float64) - base[alike])
+    signal = base[alike].astype(np.float64)
+    signal = signal - signal.mean(axis=0, keepdims=True) if len(signal) > 1 else signal
+    same = probs[alike].argmax(axis=1) == base[alike].argmax(axis=1)
+    return Comparison(
+        drop=metrics.mean_ap(base_ap) - metrics.mean_ap(ap),
+        class_drops=base_ap - ap,
+        clips=int(alike.sum()),
+        max_error=float(errors.max()) if errors.size else math.nan,
+        mean_error=float(errors.mean()) if errors.size else math.nan,
+        noise=_rms(errors) / max(_rms(signal), 1e-12) if errors.size else math.nan,
+        top1=float(same.mean()) if same.size else math.nan,
+    )
+
+
+def _rms(x: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(x**2)))
+
+
+def heard_alike(bundle: Bundle, fixed: bool, samples: int) -> bool:
+    """Whether a file of this bundle, with a `fixed` time axis or a free one, hears a clip as the checkpoint does."""
+    spans = chunks(samples, bundle.window_samples)
+    same_cuts = spans == chunks(samples, bundle.spec.max_samples)
+    return same_cuts and not (fixed and any(stop - start < bundle.window_samples for start, stop in spans))
+
+
+def same_model(bundle: Bundle, reference: Reference) -> None:
+    """Raise InputError unless the reference is of the bundle's checkpoint, and both of the same labels in one order."""
+    if (bundle.folder / LABELS_NAME).read_text(encoding="utf-8") != labels_text():
+        raise InputError(f"{bundle.folder / LABELS_NAME} has other labels than the reference, or another order of them")
+    if bundle.checkpoint_sha256 != reference.weights_hash:
+        raise InputError(
+            f"the reference is of other weights (sha256 {reference.weights_hash[:12]}...) than those that "
+            f"{bundle.folder} comes from ({bundle.checkpoint_sha256[:12]}...): `ced-edge evaluate` that checkpoint"
+        )
+    if reference.probs.shape[1] != bundle.spec.n_classes:
+        raise InputError(
+            f"the reference has {reference.probs.shape[1]} classes, {bundle.folder} has {bundle.spec.n_classes}"
+        )
+
+
+def same_data(clips: Sequence[Clip], reference: Reference) -> None:
+    """Raise InputError unless the reference is of these clips, labels and bytes; broken audio is named first."""
+    for clip in clips:
+        if not clip.path.is_file():
+            raise AudioError(str(clip.path), "no such file")
+    names, known = {clip.id for clip in clips}, set(reference.ids)
+    if names == known and data_hash(clips) == reference.data_hash:
+        return
+    for clip in clips:
+        _load(clip, 16_000)
+    if names == known:
+        raise InputError("the reference is of other data: a label or a file has changed since `ced-edge evaluate` ran")
+    more, less = sorted(names - known), sorted(known - names)
+    told = [f"{len(more)} clips it does not know, such as {more[0]}"] if more else []
+    told += [f"{len(less)} of its clips are missing, such as {less[0]}"] if less else []
+    raise InputError(f"the reference is of other data: {' and '.join(told)}; give the --data and --split it is of")
+
+
+def _load(clip: Clip, rate_hz: int) -> Float32:
+    wave = load(clip.path, rate_hz, clip.start_s, clip.stop_s)
+    if len(wave) == 0 or not np.isfinite(wave).all():
+        raise AudioError(str(clip.path), "NaN or infinite samples" if len(wave) else "no samples")
+    return wave
+
+
+def check(
+    wanted: Sequence[Target],
+    reference: Reference,
+    clips: Sequence[Clip],
+    limits: Mapping[str, Bounds],
+    *,
+    stream: bool = False,
+    threads: int = 1,
+    rounds: int = 3,
+    repeats: int = 5,
+    progress: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """Let every target hear the clips, each in a process of its own, and hold it to the bounds of its kind.
+
+    With `stream` each clip is heard in pieces too, which must change nothing. Raises InputError on a reference of
+    other weights, data or classes, on broken audio, and on a target without a runtime.
+    """
+    for target in wanted:
+        if not target.runtime:
+            name, package = target.file.name, {"onnx": "onnxruntime"}.get(target.file.format, "ai-edge-litert")
+            raise InputError(
+                f"nothing here runs {name}: pip install {package}, or leave it out with --format or --file"
+            )
+        same_model(target.bundle, reference)
+    same_data(clips, reference)
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(target, threads)) for target in wanted]
+        heard = _hear(workers, clips, stream, progress)
+        seconds = time_rounds(workers, rounds, repeats)
+        results = [
+            Result(
+                file=str(t.bundle.path(t.file)),
+                kind=t.file.kind,
+                runtime=worker.runtime,
+                **compared,
+                latency_ms=1e3 * float(np.median(s)),
+                spread=spread(s),
+                size_mb=t.file.bytes / 1e6,
+                memory_mb=worker.peak_mb(),
+            )
+            for t, worker, s, compared in zip(
+                wanted, workers, seconds, _compared(wanted, reference, clips, heard), strict=True
+            )
+        ]
+    return [dataclasses.replace(r, broken=tuple(broken(r, limits[r.kind]))) for r in results]
+
+
+@dataclass(frozen=True, eq=False)
+class _Heard:
+    """Answers of one target."""
+
+    probs: Float32
+    """(N, C)."""
+    alike: NDArray[np.bool_]
+    """(N,)."""
+    stream_difference: float | None
+
+
+def _hear(
+    workers: Sequence[Worker], clips: Sequence[Clip], stream: bool, progress: Callable[[int], None] | None
+) -> list[_Heard]:
+    n, bundles = len(clips), [w.target.bundle for w in workers]
+    heard = [_Heard(np.empty((n, b.spec.n_classes), np.float32), np.empty(n, bool), None) for b in bundles]
+    differences = [0.0] * len(workers)
+    rng = np.random.default_rng(0)
+    for i, clip in enumerate(clips):
+        waves = {rate: _load(clip, rate) for rate in {b.spec.frontend.rate_hz for b in bundles}}
+        for k, (worker, b) in enumerate(zip(workers, bundles, strict=True)):
+            wave = waves[b.spec.frontend.rate_hz]
+            heard[k].probs[i] = worker.predict(wave)
+            heard[k].alike[i] = heard_alike(b, worker.fixed, len(wave))
+            if stream:
+                # From 20 ms, as a microphone gives them, to pieces longer than a window.
+                pieces = np.exp(rng.uniform(np.log(320), np.log(2 * b.window_samples), 1 + len(wave) // 320))
+                differences[k] = max(differences[k], worker.stream_difference(wave, pieces.astype(int).tolist()))
+        if progress:
+            progress(1)
+    if not stream:
+        return heard
+    return [dataclasses.replace(h, stream_difference=d) for h, d in zip(heard, differences, strict=True)]
+
+
+def _compared(
+    wanted: Sequence[Target], reference: Reference, clips: Sequence[Clip], heard: Sequence[_Heard]
+) -> list[dict[str, Any]]:
+    """The fields of each Result that tell of accuracy."""
+    row = {name: i for i, name in enumerate(reference.ids)}
+    base = reference.probs[[row[clip.id] for clip in clips]]
+    known = np.array([clip.labels is not None for clip in clips])
+    targets = metrics.multi_hot([clip.labels or () for clip in clips], base.shape[1])
+    fp32 = {
+        (t.bundle.folder, t.file.format, t.runtime): h
+        for t, h in zip(wanted, heard, strict=True)
+        if t.file.kind == "fp32"
+    }
+    found: list[dict[str, Any]] = []
+    for t, h in zip(wanted, heard, strict=True):
+        twin = fp32.get((t.bundle.folder, t.file.format, t.runtime)) if t.file.kind != "fp32" else None
+        everywhere = np.ones(len(clips), bool)
+        found.append(
+            {
+                "mean_ap": metrics.mean_ap(metrics.average_precision(targets[known], h.probs[known])),
+                "reference": compare(targets, h.probs, base, known, h.alike),
+                "fp32": compare(targets, h.probs, twin.probs, known, everywhere) if twin else None,
+                "clips": len(clips),
+                "alike": int(h.alike.sum()),
+                "stream_difference": h.stream_difference,
+            }
+        )
+    return found
+
+
+def broken(result: Result, bounds: Bounds) -> list[str]:
+    """The bounds that do not hold, in words. See `Bounds` for clips that were heard otherwise."""
+    alike = result.alike == result.clips
+    found = _over("mAP drop", result.reference.drop, bounds.max_drop + (0.0 if alike else bounds.max_window_drop))
+    found += _accuracy(result.reference, bounds, alike, "")
+    if not alike and result.fp32 is not None:
+        found += _over("mAP drop below fp32", result.fp32.drop, bounds.max_drop)
+        found += _accuracy(result.fp32, bounds, True, " from fp32")
+    if result.stream_difference is not None:
+        found += _over("difference in a stream", result.stream_difference, 0.0)
+    found += _over("latency in ms", result.latency_ms, bounds.max_latency_ms)
+    found += _over("size in MB", result.size_mb, bounds.max_size_mb)
+    if result.memory_mb is not None:
+        found += _over("memory in MB", result.memory_mb, bounds.max_memory_mb)
+    elif bounds.max_memory_mb < math.inf:
+        found.append("memory cannot be measured on this system")
+    return found
+
+
+def _accuracy(c: Comparison, bounds: Bounds, classes: bool, against: str) -> list[str]:
+    found: list[str] = []
+    if classes and c.class_drop > bounds.max_class_drop:
+        found = _over(f"drop{against} of {c.worst(1)[0][0]}", c.class_drop, bounds.max_class_drop)
+    if c.clips:
+        found += _over(f"probability error{against}", c.max_error, bounds.max_error)
+        found += _over(f"noise{against}", c.noise, bounds.max_noise)
+        if c.top1 < bounds.min_top1:
+            found.append(f"top-1 agreement{against} {c.top1:.3f} is below {bounds.min_top1:g}")
+    return found
+
+
+def _over(what: str, value: float, limit: float) -> list[str]:
+    return [] if value <= limit else [f"{what} {value:.2g} is over {limit:g}"]

@@ -1,0 +1,207 @@
+"""One model file in a process of its own: so its memory is its own, a crash is one line, and a cold start is cold."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ced_edge import backends
+from ced_edge.artifact import Bundle, ModelFile
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.tagger import StreamingTagger, Tagger, mean_probs, tag_stream
+
+Float32 = NDArray[np.float32]
+
+ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
+"""Module and the package that brings it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model file of a bundle, and the package that is to run it."""
+
+    bundle: Bundle
+    file: ModelFile
+    runtime: str
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.bundle.path(self.file)} on {self.runtime}"
+
+
+def installed(format: str) -> list[str]:
+    """The packages here that run .onnx or .tflite files, the first choice first. Imports none of them."""
+    known = ONNX_RUNTIMES if format == "onnx" else backends.TFLITE_RUNTIMES
+    return [package for module, package in known if importlib.util.find_spec(module.partition(".")[0])]
+
+
+def targets(bundle: Bundle, runtime: str | None = None, **wanted: str | None) -> list[Target]:
+    """Every model file that fits (see `Bundle.fitting`), on every runtime that is installed, or on `runtime` alone.
+
+    A file that nothing here runs comes with the runtime "". Raises InputError when no file is left.
+    """
+    files = bundle.fitting(**wanted)
+    if runtime is None:
+        return [Target(bundle, f, package) for f in files for package in installed(f.format) or [""]]
+    found = [Target(bundle, f, runtime) for f in files if runtime in installed(f.format)]
+    if not found:
+        there = sorted({package for f in files for package in installed(f.format)})
+        raise InputError(f"no file of {bundle.folder} runs on {runtime!r} here: there is {', '.join(there) or 'none'}")
+    return found
+
+
+class Worker:
+    """A child process that has loaded one model file. A context manager; it dies with its parent.
+
+    `load_s` is what loading took, `runtime` names the runtime with its version, and `fixed` says that the file takes
+    windows of one length alone.
+    Every method raises what the child raised, and CedEdgeError naming the file when the child is dead.
+    """
+
+    def __init__(self, target: Target, threads: int = 1) -> None:
+        self.target = target
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        root = str(Path(__file__).resolve().parents[1])  # in place of the current folder, which may hold anything
+        code = f"import sys; sys.path[0] = {root!r}; from ced_edge.worker import serve; serve()"
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
+        )
+        try:
+            folder, name = str(target.bundle.folder.resolve()), target.file.name
+            self.load_s, self.runtime, self.fixed = self._ask("load", folder, name, target.runtime, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def predict(self, wave: Float32) -> Float32:
+        """Samples (n,) at the model's rate, any length -> probabilities (n_classes,)."""
+        return np.asarray(self._ask("predict", wave), np.float32)
+
+    def stream_difference(self, wave: Float32, pieces: Sequence[int]) -> float:
+        """Largest difference between the windows of `wave` heard whole and in pieces of these lengths; 0 is right."""
+        return float(self._ask("stream_difference", wave, list(pieces)))
+
+    def seconds(self, wave: Float32, repeats: int) -> list[float]:
+        """What each of `repeats` calls took, after one that is not counted."""
+        return list(self._ask("seconds", wave, repeats))
+
+    def peak_mb(self) -> float | None:
+        """Most memory the process has ever had, Python and all, in 1e6 bytes; None where the system cannot tell."""
+        peak = self._ask("peak_mb")
+        return None if peak is None else float(peak)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump((method, args), self._process.stdin)
+            self._process.stdin.flush()
+            answer = pickle.load(self._process.stdout)  # from our own child alone
+        except (OSError, EOFError, pickle.UnpicklingError) as e:
+            code = self._process.wait()
+            self._log.seek(0)
+            last = self._log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise CedEdgeError(f"{self.target.name} died (exit code {code}): {last[0]}") from e
+        if isinstance(answer, CedEdgeError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Served:
+    """What the child does when asked."""
+
+    tagger: Tagger
+
+    def load(self, folder: str, file: str, runtime: str, threads: int) -> tuple[float, str, bool]:
+        began = time.perf_counter()
+        # This process runs one file on one runtime; another one that is installed must not step in.
+        backends.TFLITE_RUNTIMES = tuple(r for r in backends.TFLITE_RUNTIMES if r[1] == runtime)
+        self.tagger = Tagger(folder, file=file, threads=threads)
+        seconds, backend = time.perf_counter() - began, self.tagger.backend
+        name = backend.runtime
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            name = f"{runtime} {importlib.metadata.version(runtime)}"
+        return seconds, name, backend.inputs[0].shape[-1] > 0
+
+    def predict(self, wave: Float32) -> Float32:
+        return self.tagger.predict(wave)
+
+    def stream_difference(self, wave: Float32, pieces: list[int]) -> float:
+        whole = self.tagger.tag(wave)
+        cut = [(piece, None) for piece in np.split(wave, np.cumsum(pieces)) if len(piece)]
+        heard = list(tag_stream(StreamingTagger(self.tagger), cut))
+        if [(t.start_s, t.end_s) for t in whole] != [(t.start_s, t.end_s) for t in heard]:
+            return float("inf")
+        windows = max(float(np.abs(a.probs - b.probs).max()) for a, b in zip(whole, heard, strict=True))
+        return max(windows, float(np.abs(mean_probs(whole) - mean_probs(heard)).max()))
+
+    def seconds(self, wave: Float32, repeats: int) -> list[float]:
+        self.tagger.predict(wave)
+        marks = [time.perf_counter()]
+        for _ in range(repeats):
+            self.tagger.predict(wave)
+            marks.append(time.perf_counter())
+        return np.diff(marks).tolist()
+
+    def peak_mb(self) -> float | None:
+        # Not ru_maxrss on Linux: what the parent held when it forked counts in it.
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+        with contextlib.suppress(ImportError):
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return None
+
+
+def serve() -> None:
+    """Answer pickled (method, arguments) from stdin until it ends: the child's whole life."""
+    served, asked = _Served(), sys.stdin.buffer
+    # What a runtime prints must not land among the answers.
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        while True:
+            try:
+                method, args = pickle.load(asked)
+            except EOFError:
+                return
+            try:
+                answer = getattr(served, method)(*args)
+            except CedEdgeError as e:
+                answer = e
+            pickle.dump(answer, answers)
+            answers.flush()

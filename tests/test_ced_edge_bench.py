@@ -1,0 +1,198 @@
+"""Latency, load time and memory of a bundle, and the child processes that they are measured in."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_bundle import shared_bundle
+
+from ced_edge import backends, bench, worker
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.frontend import log_mel
+from ced_edge.tagger import Tagger
+from ced_edge.worker import Target, Worker, installed, targets
+
+
+@pytest.fixture(scope="module")
+def target() -> Target:
+    return targets(shared_bundle())[0]
+
+
+# The child process.
+
+
+def test_a_worker_answers_as_the_tagger(target: Target) -> None:
+    wave = bench.window(target.bundle)[:20_000]
+    with Worker(target) as w:
+        np.testing.assert_array_equal(w.predict(wave), Tagger(target.bundle).predict(wave))
+        assert w.stream_difference(np.tile(wave, 4), [320, 1, 50_000, 7]) == 0.0
+        seconds = w.seconds(wave, 4)
+        assert len(seconds) == 4
+        assert min(seconds) > 0
+        assert w.load_s > 0
+        assert not w.fixed
+        assert w.runtime.startswith("onnxruntime ")
+        peak = w.peak_mb()
+    assert peak is None or 20 < peak < 2_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell of memory in other ways")
+def test_the_peak_is_the_childs_own(target: Target) -> None:
+    """Not what this process held when it started the child, as ru_maxrss would have it."""
+    ballast = np.ones(300_000_000 // 8)
+    with Worker(target) as w:
+        assert (w.peak_mb() or 0) < 300
+    assert ballast[0] == 1
+
+
+def test_errors_of_a_worker_are_raised_here_and_it_goes_on(target: Target) -> None:
+    with Worker(target) as w:
+        with pytest.raises(InputError, match="no samples to hear"):
+            w.predict(np.empty(0, np.float32))
+        with pytest.raises(InputError, match="NaN"):
+            w.predict(np.full(20_000, np.nan, np.float32))
+        assert w.predict(np.zeros(20_000, np.float32)).shape == (527,)
+
+
+def test_a_worker_that_died_is_named(target: Target) -> None:
+    with Worker(target) as w:
+        w._process.kill()
+        w._process.wait()
+        with pytest.raises(CedEdgeError, match=r"24x2-fp32\.onnx on onnxruntime died \(exit code -9\)"):
+            w.predict(np.zeros(20_000, np.float32))
+
+
+def test_a_worker_that_cannot_load_leaves_no_process(target: Target, tmp_path: Path) -> None:
+    moved = dataclasses.replace(target, bundle=dataclasses.replace(target.bundle, folder=tmp_path / "none"))
+    before = set(os.listdir("/proc")) if sys.platform == "linux" else set()
+    with pytest.raises(InputError, match="no such bundle"):
+        Worker(moved)
+    with pytest.raises(InputError, match="has no x file"):
+        Worker(dataclasses.replace(target, file=dataclasses.replace(target.file, name="x")))
+    if before:
+        children = [p for p in Path("/proc").glob("[0-9]*/stat") if p.parent.name not in before]
+        assert not [p for p in children if _parent(p) == os.getpid()]
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+def test_every_installed_runtime_is_a_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert installed("onnx") == ["onnxruntime"]
+    # Modules of the standard library stand for runtimes.
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("json.tool", "a"), ("no_such.module", "b"), ("csv", "c")))
+    assert installed("tflite") == ["a", "c"]
+    bundle = shared_bundle()
+    tflite = dataclasses.replace(bundle.files[0], name="24x2-fp32.tflite")
+    bundle = dataclasses.replace(bundle, files=(*bundle.files, tflite))
+    found = [(t.file.format, t.runtime) for t in targets(bundle)]
+    assert found == [("onnx", "onnxruntime"), ("tflite", "a"), ("tflite", "c")]
+    assert [t.runtime for t in targets(bundle, format="tflite")] == ["a", "c"]
+    assert [t.file.format for t in targets(bundle, "c")] == ["tflite"]
+    with pytest.raises(InputError, match=r"runs on 'b' here: there is a, c, onnxruntime"):
+        targets(bundle, "b")
+    with pytest.raises(InputError, match="has no int8 file"):
+        targets(bundle, kind="int8")
+    monkeypatch.setattr(worker, "ONNX_RUNTIMES", (("no_such_module", "none"),))
+    assert [t.runtime for t in targets(bundle)] == ["", "a", "c"]
+
+
+# Timing.
+
+
+class FakeWorker:
+    """Is slower in its second round."""
+
+    def __init__(self, target: Target, order: list[str], name: str) -> None:
+        self.target, self.order, self.name, self.round = target, order, name, 0
+
+    def seconds(self, wave: Any, repeats: int) -> list[float]:
+        assert wave.shape == (self.target.bundle.window_samples,)
+        self.order.append(self.name)
+        self.round += 1
+        return [0.01 * self.round] * repeats
+
+
+def test_files_take_turns(target: Target) -> None:
+    order: list[str] = []
+    workers: Any = [FakeWorker(target, order, name) for name in "ab"]
+    seconds = bench.time_rounds(workers, rounds=3, repeats=2)
+    assert order == list("ababab")
+    np.testing.assert_allclose(seconds, [[[0.01] * 2, [0.02] * 2, [0.03] * 2]] * 2)
+    assert bench.spread(seconds[0]) == pytest.approx(1.0)
+
+
+def test_bench_tells_it_all(target: Target) -> None:
+    one, two = bench.bench([target], threads=(1, 2), rounds=2, repeats=2, cold=1)
+    assert (one.threads, two.threads) == (1, 2)
+    for t in (one, two):
+        assert 0 < t.median_ms <= t.p95_ms
+        assert t.real_time_factor == pytest.approx(t.median_ms / 2_000)
+        assert t.cold_ms > t.load_ms > 0
+        assert t.size_mb == target.file.bytes / 1e6
+        assert t.file == str(target.bundle.path(target.file))
+        assert t.spread >= 0
+
+
+# Per-op profile.
+
+
+def test_a_profile_by_hand() -> None:
+    def node(op: str, ts: int, dur: int, name: str = "n_kernel_time") -> dict[str, Any]:
+        return {"cat": "Node", "name": name, "ts": ts, "dur": dur, "args": {"op_name": op}}
+
+    events = [
+        {"cat": "Session", "name": "model_loading", "ts": 0, "dur": 9},
+        node("MatMul", 11, 90_000),  # the first run is not counted
+        {"cat": "Session", "name": "model_run", "ts": 10, "dur": 95},
+        node("MatMul", 101, 2_000),
+        node("MatMul", 102, 3_000),
+        node("Add", 103, 1_000),
+        node("Add", 103, 50_000, "n_fence_before"),
+        {"cat": "Session", "name": "model_run", "ts": 100, "dur": 9},
+        node("MatMul", 201, 3_000),
+        node("MatMul", 202, 2_000),
+        node("Add", 203, 5_000),
+        {"cat": "Session", "name": "model_run", "ts": 200, "dur": 9},
+    ]
+    assert bench.aggregate(events) == [
+        bench.OpTime("MatMul", 2, 5.0, pytest.approx(10 / 16)),
+        bench.OpTime("Add", 1, 3.0, pytest.approx(6 / 16)),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["waveform", "mel"])
+def test_a_profile_of_a_model(kind: str) -> None:
+    (target,) = targets(shared_bundle(kind))
+    ops = {op.op: op for op in bench.profile(target, repeats=3)}
+    assert sum(op.share for op in ops.values()) == pytest.approx(1)
+    times = [op.ms for op in ops.values()]
+    assert times == sorted(times, reverse=True)
+    blocks = target.bundle.spec.depth
+    assert ops["Softmax"].calls == blocks
+    assert sum(op.calls for name, op in ops.items() if "MatMul" in name or "Gemm" in name) >= 6 * blocks
+    assert not [p for p in Path().iterdir() if p.name.startswith("profile")]
+
+
+def test_no_profile_of_tflite(target: Target) -> None:
+    tflite = dataclasses.replace(target, file=dataclasses.replace(target.file, name="x.tflite"))
+    with pytest.raises(InputError, match=r"x\.tflite on onnxruntime has no per-op times: .*benchmark_model"):
+        bench.profile(tflite)
+
+
+def test_the_window_is_loud_enough_and_always_the_same(target: Target) -> None:
+    wave = bench.window(target.bundle)
+    assert wave.shape == (32_000,)
+    np.testing.assert_array_equal(wave, bench.window(target.bundle))
+    mel = log_mel(wave, target.bundle.spec.frontend)
+    assert mel.max() - mel.min() > 10

@@ -1,0 +1,369 @@
+"""The accuracy check: it passes what is right, finds what is broken, and refuses a reference of something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
+from check_case import Case, permute_outputs, replace_file, round_model, shared_case, write_case
+from sklearn.metrics import average_precision_score
+from tiny_bundle import export_onnx, model_file, shared_bundle
+
+from ced_edge.artifact import LABELS_NAME, Bundle, labels_text, read_bundle
+from ced_edge.bounds import DEFAULTS, Bounds, bounds, read_bounds
+from ced_edge.check import Comparison, Result, broken, check, compare, heard_alike
+from ced_edge.checkpoint import load_model
+from ced_edge.errors import InputError
+from ced_edge.files import sha256_file
+from ced_edge.labels import labels
+from ced_edge.manifest import Clip, read_manifest
+from ced_edge.reference import read_reference
+from ced_edge.tagger import Tagger
+from ced_edge.worker import targets
+from distill.evaluate import evaluate
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDENT = ROOT / "students" / "tiny-esc10-pool"
+QUICK = {"rounds": 1, "repeats": 1}
+# Clips change little in the answers of random weights, so eight bits are more noise there.
+LIMITS = {kind: dataclasses.replace(b, max_noise=max(b.max_noise, 0.2)) for kind, b in DEFAULTS.items()}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return shared_case(tmp_path_factory.getbasetemp() / "case")
+
+
+@pytest.fixture
+def own(case: Case, tmp_path: Path) -> Case:
+    return case.copy(tmp_path)
+
+
+def run(case: Case, kind: str | None = None, stream: bool = False, limits: dict[str, Bounds] = LIMITS) -> list[Result]:
+    wanted = targets(read_bundle(case.bundle), kind=kind)
+    clips, reference = read_manifest(case.data), read_reference(case.reference)
+    return check(wanted, reference, clips, limits, stream=stream, **QUICK)
+
+
+def spoil(case: Case, name: str = "24x2-int8.onnx", **bits: int) -> None:
+    """Write the int8 file again, with fewer bits."""
+    round_model(case.bundle / "24x2-fp32.onnx", case.bundle / name, **bits)
+    replace_file(read_unchecked(case.bundle), case.bundle / name)
+
+
+def read_unchecked(folder: Path) -> Bundle:
+    """The manifest as it is, though a file has changed since."""
+    names = [p for p in folder.iterdir() if p.suffix == ".onnx"]
+    bundle = read_bundle(shared_bundle("mel").folder)
+    kinds = {p: p.stem.partition("-")[2] for p in names}
+    checkpoint = sha256_file(folder.parent / "model.safetensors")
+    files = tuple(model_file(p, kinds[p]) for p in names)
+    return dataclasses.replace(bundle, folder=folder, files=files, checkpoint_sha256=checkpoint)
+
+
+# What it finds.
+
+
+def test_a_right_bundle_holds_all_bounds(case: Case) -> None:
+    int8, fp32 = run(case, stream=True)
+    assert (int8.kind, fp32.kind) == ("int8", "fp32")
+    assert (int8.broken, fp32.broken) == ((), ())
+    assert (int8.stream_difference, fp32.stream_difference) == (0.0, 0.0)
+    assert fp32.reference.drop == 0.0
+    assert fp32.reference.max_error < 1e-5 < int8.reference.max_error
+    assert fp32.fp32 is None
+    assert int8.fp32 is not None
+    assert abs(int8.fp32.max_error - int8.reference.max_error) < 1e-5
+    for r in (int8, fp32):
+        assert (r.alike, r.clips) == (24, 24)
+        assert r.runtime.startswith("onnxruntime ")
+        assert r.latency_ms > 0
+        assert 20 < (r.memory_mb or 0) < 2_000
+        assert r.size_mb == (case.bundle / Path(r.file).name).stat().st_size / 1e6
+
+
+def test_figures_are_those_of_scikit_learn(own: Case) -> None:
+    spoil(own, activation_bits=4)
+    (found,) = run(own, "int8")
+    clips, reference = read_manifest(own.data), read_reference(own.reference)
+    tagger = Tagger(own.bundle, kind="int8")
+    waves = [soundfile.read(clip.path, dtype="float32")[0] for clip in clips]
+    probs = np.stack([tagger.predict(wave) for wave in waves])
+    truth = np.zeros(probs.shape, bool)
+    for row, clip in zip(truth, clips, strict=True):
+        row[list(clip.labels or ())] = True
+    present = np.flatnonzero(truth.any(axis=0))
+    ap = {c: average_precision_score(truth[:, c], probs[:, c]) for c in present}
+    assert found.mean_ap == pytest.approx(np.mean(list(ap.values())))
+    assert found.reference.drop == pytest.approx(1.0 - found.mean_ap)
+    worst = min(ap, key=lambda c: ap[c])
+    name, drop = found.reference.worst(1)[0]
+    assert (name, drop) == (labels()[worst].name, pytest.approx(1.0 - ap[worst]))
+    error = np.abs(probs - reference.probs)
+    assert found.reference.max_error == pytest.approx(error.max())
+    assert found.reference.mean_error == pytest.approx(error.mean())
+    deviation = reference.probs - reference.probs.mean(axis=0)
+    assert found.reference.noise == pytest.approx(np.sqrt((error**2).mean() / (deviation**2).mean()), rel=1e-4)
+    assert found.reference.top1 == np.mean(probs.argmax(axis=1) == reference.probs.argmax(axis=1))
+
+
+@pytest.mark.parametrize("bits", [{"weight_bits": 4}, {"activation_bits": 4}, {"weight_bits": 4, "activation_bits": 4}])
+def test_a_broken_quantisation_is_caught(own: Case, bits: dict[str, int]) -> None:
+    spoil(own, **bits)
+    int8, fp32 = run(own)
+    assert any("noise" in what for what in int8.broken)
+    assert any("mAP drop" in what for what in int8.broken) == ("activation_bits" in bits)
+    assert fp32.broken == ()
+
+
+def test_permuted_outputs_are_caught(own: Case) -> None:
+    permute_outputs(own.bundle / "24x2-fp32.onnx", own.bundle / "24x2-int8.onnx")
+    replace_file(read_unchecked(own.bundle), own.bundle / "24x2-int8.onnx")
+    (int8,) = run(own, "int8")
+    assert int8.reference.top1 == 0
+    assert len([what for what in int8.broken if "mAP drop" in what or "top-1" in what]) == 2
+
+
+def test_permuted_labels_are_refused(own: Case) -> None:
+    first, *rest = labels_text().splitlines(keepends=True)
+    (own.bundle / LABELS_NAME).write_text("".join([*rest, first]), encoding="utf-8")
+    bundle = read_unchecked(own.bundle)
+    dataclasses.replace(bundle, labels_sha256=sha256_file(own.bundle / LABELS_NAME)).write()
+    with pytest.raises(InputError, match=r"labels\.txt has other labels than the reference, or another order"):
+        run(own)
+
+
+# The real student, where its clips are.
+
+
+@pytest.fixture(scope="module")
+def student(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """The student of the repository as a bundle, and every second ESC-10 dev clip."""
+    if not (STUDENT / "model.safetensors").exists():
+        pytest.skip(f"no student at {STUDENT}")
+    case = Case(tmp_path_factory.mktemp("student"))
+    case.bundle.mkdir()
+    model, weights = load_model(str(STUDENT)), STUDENT / "model.safetensors"
+    fp32, int8 = case.bundle / "tiny-fp32.onnx", case.bundle / "tiny-int8.onnx"
+    export_onnx(fp32, model, "mel", 10.0)
+    round_model(fp32, int8, weight_bits=8, activation_bits=8)
+    (case.bundle / LABELS_NAME).write_text(labels_text(), encoding="utf-8")
+    files = (model_file(fp32, "fp32"), model_file(int8, "int8"))
+    sha256, text_sha256 = sha256_file(weights), sha256_file(case.bundle / LABELS_NAME)
+    Bundle(case.bundle, model.spec, 10.0, "mel", files, sha256, text_sha256).write()
+    chosen = read_manifest(shared / "audio" / "esc10.csv", "dev")[::2]
+    rows = [f"{clip.path},{';'.join(map(str, clip.labels or ()))}" for clip in chosen]
+    case.data.write_text("\n".join(["filename,labels", *rows]) + "\n")
+    evaluate(model, read_manifest(case.data)).reference(weights).write(case.folder)
+    return case
+
+
+def test_the_real_student(student: Case) -> None:
+    """Eight bits pass and four do not, with the bounds that users get."""
+    int8, fp32 = run(student, limits=DEFAULTS)
+    assert fp32.mean_ap > 0.85
+    assert (int8.broken, fp32.broken) == ((), ())
+    bundle, path = read_bundle(student.bundle), student.bundle / "tiny-int8.onnx"
+    for bits in ({"weight_bits": 4}, {"activation_bits": 4}):
+        round_model(student.bundle / "tiny-fp32.onnx", path, **bits)
+        replace_file(bundle, path)
+        (spoilt,) = run(student, "int8", limits=DEFAULTS)
+        # On so few clips the mAP of weights at four bits does not fall at all: it takes more than the mAP to tell.
+        assert any("noise" in what for what in spoilt.broken)
+        assert any("mAP drop" in what for what in spoilt.broken) == ("activation_bits" in bits)
+
+
+# Windows that the checkpoint did not hear.
+
+
+def test_which_clips_are_heard_alike() -> None:
+    bundle = shared_bundle()  # windows of 2 s; the checkpoint hears 10 s at once
+    s = 16_000
+    found = [[heard_alike(bundle, fixed, n) for n in (1, s, 2 * s, 2 * s + 1, 4 * s)] for fixed in (False, True)]
+    assert found == [[True, True, True, False, False], [False, False, True, False, False]]
+    whole = dataclasses.replace(bundle, window_s=10.0)
+    found = [[heard_alike(whole, fixed, n) for n in (5 * s, 10 * s, 20 * s, 23 * s)] for fixed in (False, True)]
+    assert found == [[True, True, True, True], [False, True, True, False]]
+
+
+def test_a_fixed_window_is_held_to_fp32_beside_it(tmp_path: Path) -> None:
+    """Clips that must be filled up may answer otherwise than the checkpoint; the quantisation may not."""
+    case = write_case(tmp_path, free=False)
+    int8, fp32 = run(case, limits={kind: dataclasses.replace(b, max_window_drop=1.0) for kind, b in LIMITS.items()})
+    assert (fp32.alike, fp32.clips) == (8, 24)  # of 2 s
+    assert (int8.broken, fp32.broken) == ((), ())
+    assert fp32.reference.clips == 8
+    assert fp32.reference.max_error < 1e-5
+    assert int8.fp32 is not None
+    assert int8.fp32.clips == 24
+    spoil(case, weight_bits=4)
+    (int8,) = (r for r in run(case) if r.kind == "int8")
+    assert any("noise from fp32" in what for what in int8.broken)
+
+
+# Bounds.
+
+
+def comparison(drop: float = 0.0, class_drop: float = 0.0, clips: int = 9, error: float = 0.0) -> Comparison:
+    drops = np.full(527, np.nan)
+    drops[[3, 5]] = -0.1, class_drop
+    return Comparison(drop, drops, clips, *((error, error / 2, 1.5 * error, 1 - error) if clips else (math.nan,) * 4))
+
+
+def result(reference: Comparison, fp32: Comparison | None = None, alike: int = 9) -> Result:
+    return Result("b/x.onnx", "int8", "r 1", 0.5, reference, fp32, 9, alike, None, 20.0, 0.1, 6.0, 90.0)
+
+
+TIGHT = Bounds(0.01, 0.05, 0.1, 0.2, 0.95, 0.02, 30, 7, 100)
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (result(comparison()), []),
+        (result(comparison(0.01, 0.05, error=0.04)), []),
+        (result(comparison(0.02)), ["mAP drop 0.02 is over 0.01"]),
+        (result(comparison(0.0, 0.06)), [f"drop of {labels()[5].name} 0.06 is over 0.05"]),
+        (
+            result(comparison(error=0.2)),
+            [
+                "probability error 0.2 is over 0.1",
+                "noise 0.3 is over 0.2",
+                "top-1 agreement 0.800 is below 0.95",
+            ],
+        ),
+        (result(comparison(math.nan)), ["mAP drop nan is over 0.01"]),
+        # Of clips heard otherwise neither classes nor probabilities are held to the reference.
+        (result(comparison(0.03, 0.5, clips=0), alike=0), []),
+        (result(comparison(0.04), alike=0), ["mAP drop 0.04 is over 0.03"]),
+        (result(comparison(0.03), comparison(0.02), alike=0), ["mAP drop below fp32 0.02 is over 0.01"]),
+        (result(comparison(), comparison(0.02)), []),
+        (dataclasses.replace(result(comparison()), stream_difference=0.0), []),
+        (dataclasses.replace(result(comparison()), stream_difference=1e-9), ["difference in a stream 1e-09 is over 0"]),
+        (dataclasses.replace(result(comparison()), latency_ms=31.0), ["latency in ms 31 is over 30"]),
+        (dataclasses.replace(result(comparison()), size_mb=7.5), ["size in MB 7.5 is over 7"]),
+        (dataclasses.replace(result(comparison()), memory_mb=101.0), ["memory in MB 1e+02 is over 100"]),
+        (dataclasses.replace(result(comparison()), memory_mb=None), ["memory cannot be measured on this system"]),
+    ],
+)
+def test_broken_bounds(found: Result, told: list[str]) -> None:
+    assert broken(found, TIGHT) == told
+
+
+def test_compare_by_hand() -> None:
+    truth = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0]], bool)
+    base = np.array([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.7, 0.3, 0.0]], np.float32)
+    probs = np.array([[0.9, 0.1, 0.0], [0.8, 0.7, 0.0], [0.7, 0.3, 0.0]], np.float32)
+    everywhere, known = np.ones(3, bool), np.array([True, True, True])
+    c = compare(truth, probs, base, known, everywhere)
+    # Class 0 now ranks clips 0, 1, 2: precision 1 and 2/3 at its two hits.
+    assert c.drop == pytest.approx((1 - 5 / 6) / 2)
+    np.testing.assert_allclose(c.class_drops, [1 / 6, 0, np.nan])
+    assert (c.max_error, c.mean_error) == (pytest.approx(0.6), pytest.approx(0.7 / 9))
+    assert c.top1 == pytest.approx(2 / 3)
+    c = compare(truth, probs, base, np.array([True, False, True]), np.array([True, False, False]))
+    assert (c.drop, c.clips, c.max_error, c.top1) == (0, 1, 0, 1)
+    c = compare(truth, probs, base, known, ~everywhere)
+    assert (c.clips, math.isnan(c.max_error), math.isnan(c.top1)) == (0, True, True)
+    assert c.to_dict()["max_error"] is None
+
+
+def test_bounds_come_from_flags_then_kinds_then_the_table(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text(
+        "[tool.ced-edge.check]\nmax_latency_ms = 40\nmax_drop = 0.1\n[tool.ced-edge.check.int8]\nmax_drop = 0.2\n"
+    )
+    found = read_bounds(tmp_path, {"max_latency_ms": None, "max_error": 0.5})
+    assert {k: (b.max_drop, b.max_latency_ms, b.max_error) for k, b in found.items()} == {
+        "fp32": (0.1, 40, 0.5),
+        "int8": (0.2, 40, 0.5),
+        "int8-static": (0.1, 40, 0.5),
+    }
+    assert found["int8"].max_mean_error == DEFAULTS["int8"].max_mean_error
+    assert read_bounds(tmp_path, {"max_drop": math.inf})["int8"].max_drop == math.inf
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
+    assert read_bounds(tmp_path, {}) == DEFAULTS == read_bounds(tmp_path / "nowhere", {}) == bounds({}, {})
+
+
+def test_all_problems_of_the_bounds_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text(
+        "[tool.ced-edge.check]\nmax_drops = 1\nmax_error = 'low'\nmax_size_mb = true\nint8 = 3\n"
+        "[tool.ced-edge.check.fp32]\nspeed = 1\n"
+    )
+    with pytest.raises(InputError) as e:
+        read_bounds(tmp_path, {})
+    for told in (str(path), "unknown key max_drops", "there are max_drop, ", "max_error must be a number, not 'low'"):
+        assert told in str(e.value)
+    for told in ("max_size_mb must be a number, not True", "int8 must be a table, not 3", "unknown key fp32.speed"):
+        assert told in str(e.value)
+    with pytest.raises(InputError, match="max_drop must be a number of at least 0, not -1") as e:
+        bounds({"int8": {"min_top1": 2}}, {"max_drop": -1.0, "max_error": math.nan})
+    assert "max_error must be a number of at least 0, not nan" in str(e.value)
+    assert "min_top1 must be at most 1, not 2" in str(e.value)
+    assert str(e.value).count("max_drop") == 1
+    path.write_text("[tool]\nced-edge = 1\n")
+    with pytest.raises(InputError, match="must be a table"):
+        read_bounds(tmp_path, {})
+
+
+# What it refuses.
+
+
+def test_a_reference_of_other_weights(own: Case) -> None:
+    bundle = read_bundle(own.bundle)
+    dataclasses.replace(bundle, checkpoint_sha256="f" * 64).write()
+    with pytest.raises(InputError, match=r"of other weights .* than those that .*bundle comes from \(ffff"):
+        run(own)
+
+
+def test_a_reference_of_other_data(own: Case) -> None:
+    text = own.data.read_text()
+    header, first, *rest = text.splitlines()
+
+    def refused(lines: list[str], told: str) -> None:
+        own.data.write_text("\n".join([header, *lines]) + "\n")
+        with pytest.raises(InputError, match=f"the reference is of other data: {told}"):
+            run(own)
+
+    refused(rest, r"1 of its clips are missing, such as 00\.wav")
+    soundfile.write(own.folder / "more.wav", np.zeros(16_000), 16_000)
+    refused([first, *rest, "more.wav,1"], r"1 clips it does not know, such as more\.wav; give the --data and --split")
+    refused(["00.wav,9", *rest], "a label or a file has changed")
+    own.data.write_text(text)
+    soundfile.write(own.folder / "03.wav", np.zeros(16_000), 16_000)
+    refused([first, *rest], "a label or a file has changed")
+
+
+def test_broken_audio_is_named(own: Case) -> None:
+    whole = (own.folder / "05.wav").read_bytes()
+    soundfile.write(own.folder / "05.wav", np.full(16_000, np.nan, np.float32), 16_000, "FLOAT")
+    with pytest.raises(InputError, match=r"05\.wav: NaN or infinite samples"):
+        run(own)
+    for content, told in ((b"", "empty file"), (b"no sound", "not audio"), (whole[:44], "no samples")):
+        (own.folder / "05.wav").write_bytes(content)
+        with pytest.raises(InputError, match=rf"05\.wav: {told}"):
+            run(own)
+    (own.folder / "05.wav").unlink()
+    with pytest.raises(InputError, match=r"05\.wav: no such file"):
+        run(own)
+
+
+def test_a_file_that_nothing_here_runs_is_no_pass(case: Case) -> None:
+    wanted = [dataclasses.replace(t, runtime="") for t in targets(read_bundle(case.bundle))]
+    clips: list[Clip] = read_manifest(case.data)
+    with pytest.raises(InputError, match=r"nothing here runs 24x2-int8\.onnx: pip install onnxruntime, or"):
+        check(wanted, read_reference(case.reference), clips, DEFAULTS)
+
+
+def test_a_model_that_fails_is_named(own: Case) -> None:
+    path = own.bundle / "24x2-int8.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+    replace_file(read_unchecked(own.bundle), path)
+    with pytest.raises(InputError, match=r"24x2-int8\.onnx is not a usable ONNX model"):
+        run(own)
