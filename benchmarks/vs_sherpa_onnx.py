@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ import click
 import numpy as np
 import onnx
 import torch
+from race import race, ratios, show
 from torch import Tensor, nn
 
 from ced_edge.artifact import read_bundle
@@ -88,41 +88,6 @@ def plain_files(model: CED, folder: Path) -> tuple[Path, Path]:
         for file in (float_file, int8_file):
             add_onnx_metadata(file, model.spec, "mel", 10.0)
     return float_file, int8_file
-
-
-def race(parts: dict[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarray]:
-    """Name -> (turns,) milliseconds; each part once a turn."""
-    for call in parts.values():
-        call()
-        call()
-    took: dict[str, list[float]] = {name: [] for name in parts}
-    for _ in range(turns):
-        for name, call in parts.items():
-            start = time.perf_counter()
-            call()
-            took[name].append(1e3 * (time.perf_counter() - start))
-    return {name: np.array(ms) for name, ms in took.items()}
-
-
-def ratios(took: dict[str, np.ndarray], over: str) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each part, and how many times as fast as `over` it is: median and quartiles."""
-    result = {}
-    for name, ms in took.items():
-        low, mid, high = np.percentile(took[over] / ms, [25, 50, 75])
-        result[name] = {
-            "ms": float(np.median(ms)),
-            "ratio": float(mid),
-            "ratio_low": float(low),
-            "ratio_high": float(high),
-        }
-    return result
-
-
-def show(result: dict[str, dict[str, float]], over: str) -> None:
-    width = max(map(len, result))
-    click.echo(f"{'':{width}} {'ms':>8}   times as fast as {over} (quartiles)")
-    for name, r in result.items():
-        click.echo(f"{name:{width}} {r['ms']:8.2f}   {r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})")
 
 
 @click.command()

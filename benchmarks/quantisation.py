@@ -1,0 +1,204 @@
+"""What was tried to make int8 small, fast and exact: size, time (one thread, taking turns), and error, of each way.
+
+    python benchmarks/quantisation.py students/tiny-esc10-pool --data esc10.csv --split dev --calibration pool.csv
+
+The models take the log-mel of a 10 s clip, so that the table is of the network alone; clips are repeated to 10 s.
+`plain` is the network as torch.onnx.export and litert_torch.convert write it, `folded` is `export.graph`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from race import race
+from torch import Tensor, nn
+
+from ced_edge.audio import load
+from ced_edge.backends import load_backend
+from ced_edge.checkpoint import load_model
+from ced_edge.frontend import log_mel
+from ced_edge.manifest import read_manifest
+from ced_edge.metrics import average_precision, mean_ap, multi_hot
+from ced_edge.model import CED
+from export import quantize
+from export.calibrate import calibration_waves, fill
+from export.graph import Tagger
+from export.quiet import quiet
+from export.to_onnx import to_onnx
+from export.to_tflite import to_tflite
+
+WINDOW = 160_000
+
+
+class Plain(nn.Module):
+    """The network as it is: log-mel (B, n_mels, T) -> probabilities. In training mode attention is written out."""
+
+    waveform = False
+
+    def __init__(self, model: CED) -> None:
+        super().__init__()
+        self.model = model
+        self.example = Tagger(model, waveform=False).example
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.forward_mel(x).sigmoid()
+
+
+class TanhGelu:
+    """While it is entered, GELU is its tanh approximation."""
+
+    def __enter__(self) -> None:
+        self.exact = F.gelu
+        F.gelu = partial(self.exact, approximate="tanh")
+
+    def __exit__(self, *_: object) -> None:
+        F.gelu = self.exact
+
+
+def ort_dynamic(source: Path, target: Path, ops: Sequence[str] = ("MatMul", "Gemm"), **options: Any) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with quiet():
+        quantize_dynamic(source, target, op_types_to_quantize=list(ops), weight_type=QuantType.QInt8, **options)
+
+
+def ort_blockwise(source: Path, target: Path) -> None:
+    """8-bit weights in blocks of 32, products in int8 (accuracy level 4)."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with quiet():
+        q = MatMulNBitsQuantizer(onnx.load(source), bits=8, block_size=32, is_symmetric=True, accuracy_level=4)
+        q.process()
+        q.model.save_model_to_file(str(target), False)
+
+
+def ort_static_all(source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    """Calibrated ranges everywhere, not in the blocks alone."""
+    outside, quantize._nodes_outside = quantize._nodes_outside, lambda path, modules: []
+    try:
+        quantize.onnx_int8_static(source, target, inputs)
+    finally:
+        quantize._nodes_outside = outside
+
+
+def litert(rules: Sequence[tuple[str, str, str]], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    """ai-edge-quantizer with rules of (dynamic or static, which tensors, operation)."""
+    with quiet():
+        from ai_edge_litert.interpreter import Interpreter
+        from ai_edge_quantizer import quantizer
+        from ai_edge_quantizer.recipe import TFLOperationName
+
+        q = quantizer.Quantizer(str(source))
+        for how, where, op in rules:
+            if how == "static":
+                q.add_static_config(where, TFLOperationName[op], activation_num_bits=8, weight_num_bits=8)
+            else:
+                q.add_dynamic_config(where, TFLOperationName[op], num_bits=8)
+        (key, signature), *_ = Interpreter(str(source)).get_signature_list().items()
+        found = q.calibrate({key: [{signature["inputs"][0]: x} for x in inputs]}, num_threads=1)
+        q.quantize(found).export_model(str(target), overwrite=True)
+
+
+def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator[tuple[str, Path]]:
+    """(name, file) of everything that was tried, each made when it is asked for."""
+    for name, tagger in (("plain", Plain(model).eval()), ("folded", Tagger(model, waveform=False))):
+        source = folder / f"{name}.onnx"
+        to_onnx(tagger, source, WINDOW)
+        yield f"onnx, {name}, fp32", source
+        ways: dict[str, Callable[[Path, Path], None]] = {
+            "dynamic, per tensor": ort_dynamic,
+            "dynamic, per channel": partial(ort_dynamic, per_channel=True),
+            "dynamic, attention too": partial(ort_dynamic, per_channel=True, extra_options={"MatMulConstBOnly": False}),
+            "weights in blocks of 32": ort_blockwise,
+        }
+        if name == "folded":
+            ways["static, blocks"] = partial(quantize.onnx_int8_static, inputs=inputs)
+            ways["static, head and patches too"] = partial(ort_static_all, inputs=inputs)
+        for way, make in ways.items():
+            make(source, target := folder / f"{name}-{way}.onnx")
+            yield f"onnx, {name}, {way}", target
+    with TanhGelu():
+        to_onnx(Tagger(model, waveform=False), source := folder / "tanh.onnx", WINDOW)
+    ort_dynamic(source, target := folder / "tanh-int8.onnx", per_channel=True)
+    yield "onnx, folded, tanh GELU, dynamic, per channel", target
+
+    for name, tagger in (("plain", Plain(model).eval()), ("folded", Tagger(model, waveform=False))):
+        source = folder / f"{name}.tflite"
+        to_tflite(tagger, source, WINDOW)
+        yield f"tflite, {name}, fp32", source
+        fc, blocks = "FULLY_CONNECTED", ".*FoldedBlock.*"
+        dynamic = ("dynamic", ".*", fc)
+        recipes = {"dynamic": [dynamic]}
+        if name == "folded":
+            recipes["static, blocks without attention"] = [dynamic, ("static", blocks, fc)]
+            recipes["static, attention alone"] = [dynamic, ("static", blocks, "BATCH_MATMUL")]
+            recipes["static, blocks"] = [dynamic, ("static", blocks, fc), ("static", blocks, "BATCH_MATMUL")]
+            recipes["static, head and patches too"] = [("static", ".*", fc), ("static", ".*", "BATCH_MATMUL")]
+        for way, rules in recipes.items():
+            litert(rules, source, target := folder / f"{name}-{way}.tflite", inputs)
+            yield f"tflite, {name}, {way}", target
+    with TanhGelu():
+        to_tflite(Tagger(model, waveform=False), source := folder / "tanh.tflite", WINDOW)
+    litert([dynamic], source, target := folder / "tanh-int8.tflite", inputs)
+    yield "tflite, folded, tanh GELU, dynamic", target
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--data", type=click.Path(path_type=Path), multiple=True, required=True)
+@click.option("--split")
+@click.option("--calibration", type=click.Path(path_type=Path), required=True)
+@click.option("--turns", default=15, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    checkpoint: str, data: tuple[Path, ...], split: str | None, calibration: Path, turns: int, as_json: bool
+) -> None:
+    """Make all, hear all clips with each, time all in turns; print a table in Markdown."""
+    torch.set_num_threads(1)
+    model = load_model(checkpoint)
+    front, rate = model.spec.frontend, model.spec.frontend.rate_hz
+    clips = [clip for path in data for clip in read_manifest(path, split=split)]
+    mels = [log_mel(fill(load(c.path, rate, c.start_s, c.stop_s), WINDOW), front)[None] for c in clips]
+    targets = multi_hot([c.labels or () for c in clips], model.spec.n_classes)
+    inputs = [log_mel(fill(w, WINDOW), front)[None] for w in calibration_waves(calibration, rate, 32)]
+    with torch.inference_mode():
+        expected = np.concatenate([model.forward_mel(torch.from_numpy(mel)).sigmoid().numpy() for mel in mels])
+    reference = mean_ap(average_precision(targets, expected))
+    rows: dict[str, dict[str, float]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in variants(model, Path(folder), inputs):
+            backend = load_backend(path)
+            probs = np.concatenate([backend.run(mel)[0] for mel in mels])
+            error = np.abs(probs - expected).max(axis=1)
+            rows[name] = {
+                "mb": path.stat().st_size / 1e6,
+                "drop": reference - mean_ap(average_precision(targets, probs)),
+                "max_error": float(error.max()),
+                "mean_error": float(error.mean()),
+            }
+            calls[name] = partial(backend.run, mels[0])
+            click.echo(name, err=True)
+        for name, ms in race(calls, turns).items():
+            rows[name]["ms"] = float(np.median(ms))
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    click.echo("| what | MB | ms | mAP lost | largest error | mean of the clips' largest |\n|---|---|---|---|---|---|")
+    for name, r in rows.items():
+        cells = [f"{r['mb']:.2f}", f"{r['ms']:.1f}", *(f"{r[key]:.4f}" for key in ("drop", "max_error", "mean_error"))]
+        click.echo(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
