@@ -17,7 +17,8 @@ from ced_edge.errors import CedEdgeError, InputError
 TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
     ("ai_edge_litert.interpreter", "ai-edge-litert"),
     ("tflite_runtime.interpreter", "tflite-runtime"),
-    ("tensorflow.lite", "tensorflow"),
+    # Not tensorflow.lite: as a module of that name TensorFlow has another one than `tf.lite`, without an Interpreter.
+    ("tensorflow.lite.python.interpreter", "tensorflow"),
 )
 """Module with an `Interpreter`, and the package that brings it; the first one installed is used."""
 
