@@ -6,15 +6,17 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import glob
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.files import read_json, sha256_file, write_json
+from ced_edge.files import lock, read_json, sha256_file, write_json
 from ced_edge.labels import labels, labels_hash
 from ced_edge.spec import ModelSpec
 
@@ -173,25 +175,39 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not (folder / MANIFEST_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and is no bundle: choose another place for it")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
-            shutil.rmtree(leftover)
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            _exchange(temporary, folder)
-        else:
-            temporary.rename(folder)
+        for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
+            with _locked(leftover) as free:
+                if free:
+                    shutil.rmtree(leftover)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            with _locked(temporary):
+                yield temporary
+                temporary.chmod(0o755)
+                if folder.exists():
+                    _exchange(temporary, folder)
+                else:
+                    temporary.rename(folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CedEdgeError(f"disk full while writing {folder}: free some space and run again") from e
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise CedEdgeError(f"cannot write {folder}: {e.strerror}") from e
         raise
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a folder, which tells it from what a killed process left; False when someone else holds it."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        yield lock(fd)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(fd)
 
 
 def _exchange(a: Path, b: Path) -> None:

@@ -45,7 +45,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """An empty file beside `path` that is locked, which tells it from what a killed process left; removed at the end."""
+    """An empty file beside `path`, locked, which tells it from what a killed process left; removed at the end."""
     while True:
         temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
         with temporary.open("xb") as f:
@@ -58,15 +58,15 @@ def _new_file(path: Path) -> Iterator[Path]:
             return
 
 
-def lock(f: IO[Any]) -> bool:
-    """Lock an open file for as long as it is open, or its process lives; False when someone else holds it."""
-    import fcntl
-
+def lock(f: IO[Any] | int) -> bool:
+    """Lock an open file or folder for as long as it is open, or its process lives; False when someone else holds it."""
     try:
+        import fcntl
+
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system that knows no locks: better unguarded than not at all
+    except (ImportError, OSError):  # a system or a disk that knows no such locks: better unguarded than not at all
         return True
     return True
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,3 +166,26 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(Path, "mkdir", deny)  # root may write anywhere
     with pytest.raises(CedEdgeError, match=r"cannot write .*: Permission denied"), atomic_folder(tmp_path / "bundle"):
         pass
+
+
+def test_a_killed_export_leaves_the_old_bundle_and_is_cleared_away(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from ced_edge.artifact import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1])) as f:\n"
+        "    (f / 'manifest.json').write_text('new')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    bundle = tmp_path / "bundle"
+    with atomic_folder(bundle) as folder:
+        (folder / MANIFEST_NAME).write_text("old")
+    done = subprocess.run([sys.executable, "-c", script, bundle], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert (bundle / MANIFEST_NAME).read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic_folder(bundle) as folder:
+        (folder / MANIFEST_NAME).write_text("newer")
+        # A second one at the same time takes nothing from the first.
+        with atomic_folder(tmp_path / "bundle") as other:
+            (other / MANIFEST_NAME).write_text("between")
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+    assert (bundle / MANIFEST_NAME).read_text() == "newer"
