@@ -67,7 +67,10 @@ class Tagger:
 
         A window shorter than the only one that a model file takes is repeated to fill it; zeros would cost accuracy.
         Else zeros fill up to one patch. With `mels`, the window is that of a stream from sample `start` on.
+        Raises CedEdgeError when the answer is none.
         """
+        if not 0 < len(wave) <= self.bundle.window_samples:
+            raise ValueError(f"a window holds 1 to {self.bundle.window_samples} samples, not {len(wave)}")
         spec, x = self.bundle.spec, wave
         if self._steps > 0 and len(wave) != self.bundle.window_samples:
             x = np.resize(wave, self.bundle.window_samples)

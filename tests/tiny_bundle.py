@@ -110,9 +110,13 @@ def with_file(bundle: Bundle, path: Path, kind: str) -> Bundle:
     return more
 
 
-@functools.cache
 def shared_bundle(input: str = "waveform") -> Bundle:
     """A bundle made once for all tests of this process: to be read, and copied by whoever changes it."""
+    return _made_once(input)
+
+
+@functools.cache
+def _made_once(input: str) -> Bundle:
     folder = Path(tempfile.mkdtemp(prefix="tiny-bundle-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return write_bundle(folder / "bundle", input)
