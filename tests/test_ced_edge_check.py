@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import soundfile
 pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
 from check_case import Case, permute_outputs, replace_file, round_model, shared_case, write_case
 from sklearn.metrics import average_precision_score
-from tiny_bundle import export_onnx, model_file, shared_bundle
+from tiny_bundle import export_onnx, model_file, tiny_model, with_file
 
 from ced_edge.artifact import LABELS_NAME, Bundle, labels_text, read_bundle
 from ced_edge.bounds import DEFAULTS, Bounds, bounds, read_bounds
@@ -24,6 +25,7 @@ from ced_edge.files import sha256_file
 from ced_edge.labels import labels
 from ced_edge.manifest import Clip, read_manifest
 from ced_edge.reference import read_reference
+from ced_edge.spec import SIZES
 from ced_edge.tagger import Tagger
 from ced_edge.worker import targets
 from distill.evaluate import evaluate
@@ -53,18 +55,9 @@ def run(case: Case, kind: str | None = None, stream: bool = False, limits: dict[
 
 def spoil(case: Case, name: str = "24x2-int8.onnx", **bits: int) -> None:
     """Write the int8 file again, with fewer bits."""
+    bundle = read_bundle(case.bundle)
     round_model(case.bundle / "24x2-fp32.onnx", case.bundle / name, **bits)
-    replace_file(read_unchecked(case.bundle), case.bundle / name)
-
-
-def read_unchecked(folder: Path) -> Bundle:
-    """The manifest as it is, though a file has changed since."""
-    names = [p for p in folder.iterdir() if p.suffix == ".onnx"]
-    bundle = read_bundle(shared_bundle("mel").folder)
-    kinds = {p: p.stem.partition("-")[2] for p in names}
-    checkpoint = sha256_file(folder.parent / "model.safetensors")
-    files = tuple(model_file(p, kinds[p]) for p in names)
-    return dataclasses.replace(bundle, folder=folder, files=files, checkpoint_sha256=checkpoint)
+    replace_file(bundle, case.bundle / name)
 
 
 # What it finds.
@@ -123,17 +116,18 @@ def test_a_broken_quantisation_is_caught(own: Case, bits: dict[str, int]) -> Non
 
 
 def test_permuted_outputs_are_caught(own: Case) -> None:
+    bundle = read_bundle(own.bundle)
     permute_outputs(own.bundle / "24x2-fp32.onnx", own.bundle / "24x2-int8.onnx")
-    replace_file(read_unchecked(own.bundle), own.bundle / "24x2-int8.onnx")
+    replace_file(bundle, own.bundle / "24x2-int8.onnx")
     (int8,) = run(own, "int8")
     assert int8.reference.top1 == 0
     assert len([what for what in int8.broken if "mAP drop" in what or "top-1" in what]) == 2
 
 
 def test_permuted_labels_are_refused(own: Case) -> None:
+    bundle = read_bundle(own.bundle)
     first, *rest = labels_text().splitlines(keepends=True)
     (own.bundle / LABELS_NAME).write_text("".join([*rest, first]), encoding="utf-8")
-    bundle = read_unchecked(own.bundle)
     dataclasses.replace(bundle, labels_sha256=sha256_file(own.bundle / LABELS_NAME)).write()
     with pytest.raises(InputError, match=r"labels\.txt has other labels than the reference, or another order"):
         run(own)
@@ -183,7 +177,7 @@ def test_the_real_student(student: Case) -> None:
 
 
 def test_which_clips_are_heard_alike() -> None:
-    bundle = shared_bundle()  # windows of 2 s; the checkpoint hears 10 s at once
+    bundle = Bundle(Path(), SIZES["tiny"], 2.0, "mel", (), "", "")  # the checkpoint hears 10 s at once
     s = 16_000
     found = [[heard_alike(bundle, fixed, n) for n in (1, s, 2 * s, 2 * s + 1, 4 * s)] for fixed in (False, True)]
     assert found == [[True, True, True, False, False], [False, False, True, False, False]]
@@ -205,6 +199,23 @@ def test_a_fixed_window_is_held_to_fp32_beside_it(tmp_path: Path) -> None:
     spoil(case, weight_bits=4)
     (int8,) = (r for r in run(case) if r.kind == "int8")
     assert any("noise from fp32" in what for what in int8.broken)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converter, while it is imported
+def test_litert_beside_onnx(own: Case) -> None:
+    pytest.importorskip("litert_torch", reason="no converter: pip install 'ced-edge[export]'")
+    from export.graph import Tagger as Graph
+    from export.to_tflite import to_tflite
+
+    path = own.bundle / "24x2-fp32.tflite"
+    to_tflite(Graph(tiny_model(), waveform=False), path, 32_000)
+    with_file(read_bundle(own.bundle), path, "fp32")
+    onnx, tflite = run(own, "fp32", stream=True, limits={kind: Bounds() for kind in LIMITS})
+    assert re.fullmatch(r"ai-edge-litert \d+\.\d+.*", tflite.runtime)
+    assert (onnx.alike, tflite.alike, tflite.reference.clips) == (24, 8, 8)  # those of 2 s
+    assert tflite.reference.max_error < 1e-4
+    assert tflite.stream_difference == 0.0
+    assert tflite.reference.drop < 0.01
 
 
 # Bounds.
@@ -284,7 +295,7 @@ def test_bounds_come_from_flags_then_kinds_then_the_table(tmp_path: Path) -> Non
         "int8": (0.2, 40, 0.5),
         "int8-static": (0.1, 40, 0.5),
     }
-    assert found["int8"].max_mean_error == DEFAULTS["int8"].max_mean_error
+    assert found["int8"].max_noise == DEFAULTS["int8"].max_noise
     assert read_bounds(tmp_path, {"max_drop": math.inf})["int8"].max_drop == math.inf
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'x'\n")
     assert read_bounds(tmp_path, {}) == DEFAULTS == read_bounds(tmp_path / "nowhere", {}) == bounds({}, {})
@@ -362,8 +373,8 @@ def test_a_file_that_nothing_here_runs_is_no_pass(case: Case) -> None:
 
 
 def test_a_model_that_fails_is_named(own: Case) -> None:
-    path = own.bundle / "24x2-int8.onnx"
+    bundle, path = read_bundle(own.bundle), own.bundle / "24x2-int8.onnx"
     path.write_bytes(path.read_bytes()[:1000])
-    replace_file(read_unchecked(own.bundle), path)
+    replace_file(bundle, path)
     with pytest.raises(InputError, match=r"24x2-int8\.onnx is not a usable ONNX model"):
         run(own)

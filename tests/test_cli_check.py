@@ -108,7 +108,7 @@ def test_a_broken_bundle(call: Call, spoilt: Case) -> None:
 
 
 def test_json_and_bounds_from_a_file(call: Call, spoilt: Case) -> None:
-    lenient = "max_noise = inf\nmax_drop = 1\nmax_class_drop = 1\n"
+    lenient = "max_noise = inf\nmax_drop = 1\nmax_class_drop = 1\nmin_top1 = 0\n"
     Path("pyproject.toml").write_text(f"[tool.ced-edge.check]\n{lenient}")
     code, out, err = call(*check(spoilt, "--json"))
     assert (code, err) == (0, "")
