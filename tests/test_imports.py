@@ -43,9 +43,10 @@ def edges(importer: str, source: str, is_package: bool = False) -> Iterator[Edge
     tree = ast.parse(source)
     in_functions = {
         node
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
+        for place in ast.walk(tree)
+        if isinstance(place, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(place, ast.If) and ast.unparse(place.test) == "TYPE_CHECKING")  # never executed
+        for node in ast.walk(place)
     }
     for node in ast.walk(tree):
         names: list[str] = []
