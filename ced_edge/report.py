@@ -6,7 +6,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from ced_edge.files import atomic_path
 from ced_edge.labels import labels
 from ced_edge.reference import Reference
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+# Figures are matplotlib's, which the device install lacks: they are typed Any.
 
 MAX_CLASSES = 25
 """Most classes that are drawn, those with the largest drops first."""
@@ -134,7 +133,7 @@ def need_matplotlib() -> None:
         raise InputError("--report draws its plots with matplotlib: pip install matplotlib") from e
 
 
-def accuracy_plot(results: Sequence[Result], reference: Reference) -> Figure:
+def accuracy_plot(results: Sequence[Result], reference: Reference) -> Any:
     """Draw mAP against latency, a point for each result, and the reference's mAP as a line."""
     figure = _figure(8.0, 4.5)
     axes = figure.add_subplot()
@@ -160,7 +159,7 @@ def accuracy_plot(results: Sequence[Result], reference: Reference) -> Figure:
     return figure
 
 
-def class_plot(results: Sequence[Result]) -> Figure:
+def class_plot(results: Sequence[Result]) -> Any:
     """Draw the classes that lost most in any of the results: a line per class, a point per result."""
     drops = np.stack([r.reference.class_drops for r in results])  # (R, C)
     present = np.flatnonzero(~np.isnan(drops).any(axis=0))
@@ -183,14 +182,14 @@ def _marker(r: Result) -> str:
     return {"fp32": "s", "int8": "o"}.get(r.kind, "^")
 
 
-def _figure(width_in: float, height_in: float) -> Figure:
+def _figure(width_in: float, height_in: float) -> Any:
     # Not pyplot: it keeps every figure alive and looks for a display.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width_in, height_in), layout="constrained")
 
 
-def svg(figure: Figure, salt: str) -> str:
+def svg(figure: Any, salt: str) -> str:
     """A figure as an <svg> element; two of one page take different salts, which keep their ids apart."""
     import matplotlib
 
