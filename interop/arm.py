@@ -62,7 +62,7 @@ def wheels(folder: Path) -> None:
         "--platform=manylinux2014_aarch64"
     ]
     pinned = [f"{name}=={importlib.metadata.version(name)}" for name in RUNTIMES]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"--target={folder}"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-warn-conflicts", f"--target={folder}"]
     _run([*pip, "--only-binary=:all:", "--implementation=cp", "--python-version=3.11", *platforms, *pinned])
 
 
