@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import errno
 import glob
 import os
 import shutil
@@ -15,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.files import lock, read_json, sha256_file, write_json
+from ced_edge.errors import InputError
+from ced_edge.files import disk_errors, lock, read_json, sha256_file, write_json
 from ced_edge.labels import labels, labels_hash
 from ced_edge.spec import ModelSpec
 
@@ -175,7 +174,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() and not (folder / MANIFEST_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and is no bundle: choose another place for it")
-    try:
+    with disk_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in folder.parent.glob(f".{glob.escape(folder.name)}.*.tmp"):
             with _locked(leftover) as free:
@@ -192,12 +191,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                     temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise CedEdgeError(f"disk full while writing {folder}: free some space and run again") from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise CedEdgeError(f"cannot write {folder}: {e.strerror}") from e
-        raise
 
 
 @contextlib.contextmanager

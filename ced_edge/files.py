@@ -24,7 +24,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Threads, processes, and hosts that share the disk may write one path at once: whoever ends last has written it.
     What a killed one left of it is removed. Raises CedEdgeError on a full disk or an unwritable folder, naming `path`.
     """
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
             with contextlib.suppress(OSError), leftover.open("rb") as f:
@@ -35,6 +35,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as f:
                 os.fsync(f.fileno())
             os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Make a full disk, or a place that cannot be written, a CedEdgeError that names `path`."""
+    try:
+        yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CedEdgeError(f"disk full while writing {path}: free some space and run again to go on") from e
