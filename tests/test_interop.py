@@ -29,7 +29,8 @@ SHORT_SECONDS = 2.5
 
 Float32 = NDArray[np.float32]
 
-pytestmark = pytest.mark.interop
+# The first test exports the bundles.
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="session")
