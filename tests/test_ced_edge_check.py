@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ import soundfile
 pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
 from check_case import Case, permute_outputs, replace_file, round_model, shared_case, write_case
 from sklearn.metrics import average_precision_score
-from tiny_bundle import export_onnx, model_file, tiny_model, with_file
+from tiny_bundle import export_onnx, model_file, with_file
 
 from ced_edge.artifact import LABELS_NAME, Bundle, labels_text, read_bundle
 from ced_edge.bounds import DEFAULTS, Bounds, bounds, read_bounds
@@ -201,14 +205,21 @@ def test_a_fixed_window_is_held_to_fp32_beside_it(tmp_path: Path) -> None:
     assert any("noise from fp32" in what for what in int8.broken)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converter, while it is imported
-def test_litert_beside_onnx(own: Case) -> None:
-    pytest.importorskip("litert_torch", reason="no converter: pip install 'ced-edge[export]'")
-    from export.graph import Tagger as Graph
-    from export.to_tflite import to_tflite
+CONVERT = """
+import sys; from pathlib import Path
+from export.graph import Tagger; from export.to_tflite import to_tflite
+from tiny_bundle import tiny_model
+to_tflite(Tagger(tiny_model(), waveform=False), Path(sys.argv[1]), 32_000)
+"""
 
+
+@pytest.mark.skipif(not find_spec("litert_torch"), reason="no converter: pip install 'ced-edge[export]'")
+def test_litert_beside_onnx(own: Case) -> None:
     path = own.bundle / "24x2-fp32.tflite"
-    to_tflite(Graph(tiny_model(), waveform=False), path, 32_000)
+    # In a process of its own: the converter brings JAX, whose threads forbid later tests to fork.
+    here = Path(__file__).parent
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent)))}
+    subprocess.run([sys.executable, "-c", CONVERT, path], check=True, env=paths)
     with_file(read_bundle(own.bundle), path, "fp32")
     onnx, tflite = run(own, "fp32", stream=True, limits={kind: Bounds() for kind in LIMITS})
     assert re.fullmatch(r"ai-edge-litert \d+\.\d+.*", tflite.runtime)
