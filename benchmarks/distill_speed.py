@@ -1,6 +1,6 @@
 """Speed and memory of distillation: what the data path costs beside the bare arithmetic, as ratios in one run.
 
-    python benchmarks/distill_speed.py            # some 11 minutes on 2 idle cores, 2 GB of disk
+    python benchmarks/distill_speed.py            # some 10 minutes on 2 idle cores, 2 GB of disk
     python benchmarks/distill_speed.py --quick    # a minute or two, to see that it runs
 
 Speed: the parts of a comparison take turns, and a ratio is the median over the turns of the ratio within one, so a
@@ -232,7 +232,7 @@ def bare_teaching_rate(bench: Bench, teachers: list[Teacher], threads: int) -> f
     """Clips per second of the teachers alone on random waveforms at their own rates."""
     torch.set_num_threads(threads)
     s = bench.s
-    n = batch_clips(s)
+    n = batch_clips(bench)
     waves = {t.rate_hz: 0.1 * torch.randn(n, round(s.seconds * t.rate_hz)) for t in teachers}
 
     def call() -> None:
@@ -248,9 +248,10 @@ def bare_teaching_rate(bench: Bench, teachers: list[Teacher], threads: int) -> f
     return calls * n / (time.perf_counter() - start)
 
 
-def batch_clips(s: Settings) -> int:
+def batch_clips(bench: Bench) -> int:
     """Clips per call of the ensemble in `teach`."""
-    return max(1, int(Job.batch_seconds / s.seconds))
+    job = Job(bench.pack, Store(bench.folder, bench.recipe, [], 20, bench.pack.hash), ())
+    return max(1, int(job.batch_seconds / bench.s.seconds))
 
 
 def teaching_rate(bench: Bench, teachers: list[Teacher], workers: int) -> float:
@@ -301,7 +302,7 @@ def _stages(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, float]]]:
     data, store, labels, run = (str(home / name) for name in ("pack", "store", "labels", "run"))
     teachers = [f"--teacher={t.name}={t.source}" for t in bench.teachers]
     shards = [f"--clips-per-shard={s.clips_per_shard}", f"--segment={s.memory_seconds}"]
-    # Short windows over all clips, as it takes many clips to show a leak; a call of the teachers holds the same 160
+    # Short windows over all clips, as it takes many clips to show a leak; a call of the teachers holds the same
     # seconds of audio for any window. Training ends with steps of full length, which need the most memory.
     steps = n // s.batch + 3
     commands = {

@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
 from typing import NamedTuple
 
@@ -165,12 +166,12 @@ class _Reported(IterableDataset["Batch | CedEdgeError"]):
 
 
 def loader(
-    stream: Stream, first: int = 0, workers: int = 1, views: type[Views] = Views
+    stream: Stream, first: int = 0, workers: int = 1, views: type[Views] = Views, device: str = "cpu"
 ) -> Generator[Batch, None, None]:
     """Batches from number `first` on, rendered ahead of the training step by `workers` processes (0: in this one).
 
-    Closing it ends them. Raises InputError when the pack is too small for the batch or the number of readers, and
-    CedEdgeError when one of the processes dies.
+    On the `device` "cpu" they take what the training leaves of the cores. Closing it ends them. Raises InputError when
+    the pack is too small for the batch or the number of readers, and CedEdgeError when one of the processes dies.
     """
     check_readers(stream.pack, stream.batch, stream.world * max(1, workers))
     with warnings.catch_warnings():
@@ -181,7 +182,7 @@ def loader(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=8 if workers else None,
-            worker_init_fn=_leave_the_group,
+            worker_init_fn=partial(_start_process, device),
         )
         return _raised(iter(data))
 
@@ -234,7 +235,10 @@ class _Deaths:
         )
 
 
-def _leave_the_group(_worker: int) -> None:
+def _start_process(device: str, _worker: int) -> None:
+    if device == "cpu":
+        # A training thread that has to share its core holds up all the others.
+        os.nice(19)
     # A terminal's Ctrl-C and torchrun's termination go to the whole process group. They are for the parent alone,
     # which finishes its step and saves, and needs batches until then.
     os.setpgid(0, 0)

@@ -123,7 +123,7 @@ def pretrain(
         return {"loss": prepared_mae(batch.wave, *_draw(mae.student, batch.wave, config, step, rank, world))}
 
     log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
-    batches = loader(waves(pack, config, rank, world), step, config.workers, Waves)
+    batches = loader(waves(pack, config, rank, world), step, config.workers, Waves, fabric.device.type)
     return learner.learn(step, losses, prepared, batches, log)
 
 

@@ -62,7 +62,8 @@ def train(
         return {"loss": config.bce * parts["bce"] + config.kl * parts["kl"], **parts, **spreads}
 
     log = TrainLog(run, step, steps, reporter if fabric.is_global_zero else None)
-    return learner.learn(step, losses, prepared, loader(stream, step, config.workers), log)
+    batches = loader(stream, step, config.workers, device=fabric.device.type)
+    return learner.learn(step, losses, prepared, batches, log)
 
 
 def make_recipe(stream: Stream, config: TrainConfig, steps: int) -> dict[str, Any]:
