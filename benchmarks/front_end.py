@@ -38,7 +38,16 @@ class Direct(FrontEnd):
         self.mel = nn.Parameter(torch.from_numpy(mel_filters(spec).T.copy()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decibels(self.frames(x) @ self.dft)
+        hop = SPEC.hop
+        T = x.shape[1] // hop + 1
+        full, rest = divmod(SPEC.n_fft, hop)
+        hops = F.pad(self.reflected(x), (0, 2 * hop - SPEC.n_fft % hop))[:, : (T + full) * hop].reshape(1, -1, hop)
+        frames = [*(hops[:, i : i + T] for i in range(full)), hops[:, full : full + T, :rest]]
+        return self.decibels(torch.cat(frames, dim=-1) @ self.dft)
+
+    def reflected(self, x: Tensor) -> Tensor:
+        half = SPEC.n_fft // 2
+        return torch.cat([x[:, 1 : half + 1].flip(1), x, x[:, -half - 1 : -1].flip(1)], dim=1)
 
     def decibels(self, spectrum: Tensor) -> Tensor:
         re, im = (spectrum * spectrum).chunk(2, dim=-1)
@@ -50,9 +59,7 @@ class Convolution(Direct):
     """The same matrix as a strided convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        half = SPEC.n_fft // 2
-        x = torch.cat([x[:, 1 : half + 1].flip(1), x, x[:, -half - 1 : -1].flip(1)], dim=1)
-        return self.decibels(F.conv1d(x.unsqueeze(1), self.dft.T.unsqueeze(1), stride=SPEC.hop).transpose(1, 2))
+        return self.decibels(F.conv1d(self.reflected(x).unsqueeze(1), self.dft.T.unsqueeze(1), stride=SPEC.hop).transpose(1, 2))
 
 
 class RuntimeFft(Direct):
