@@ -59,7 +59,9 @@ class Convolution(Direct):
     """The same matrix as a strided convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decibels(F.conv1d(self.reflected(x).unsqueeze(1), self.dft.T.unsqueeze(1), stride=SPEC.hop).transpose(1, 2))
+        return self.decibels(
+            F.conv1d(self.reflected(x).unsqueeze(1), self.dft.T.unsqueeze(1), stride=SPEC.hop).transpose(1, 2)
+        )
 
 
 class RuntimeFft(Direct):

@@ -14,6 +14,8 @@ from ced_edge.errors import InputError
 from ced_edge.files import sha256_json
 from ced_edge.spec import N_CLASSES
 
+TABLE_NAME = "class_labels_indices.csv"
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
@@ -24,11 +26,15 @@ class Label:
     name: str
 
 
+def table() -> str:
+    """The text of the table, as AudioSet publishes it."""
+    return (importlib.resources.files("ced_edge") / TABLE_NAME).read_text(encoding="utf-8")
+
+
 @functools.lru_cache(maxsize=1)
 def labels() -> tuple[Label, ...]:
     """All classes in the order of the model's outputs: (527,)."""
-    text = (importlib.resources.files("ced_edge") / "class_labels_indices.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(table().splitlines())
     return tuple(Label(int(r["index"]), r["mid"], r["display_name"]) for r in rows)
 
 

@@ -14,6 +14,7 @@ from ced_edge.checkpoint import find_checkpoint, load_model
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.frontend import log_mel
+from ced_edge.labels import TABLE_NAME, table
 from ced_edge.manifest import Clip
 from ced_edge.model import CED
 from ced_edge.reference import JSON_NAME, read_reference
@@ -36,6 +37,8 @@ class ExportConfig:
     """fp32 always comes along: it is what the others are made from and compared with."""
     input: str = "waveform"
     window_s: float = 10.0
+    per_channel: bool = True
+    """int8 weights with a scale per output channel, or one for all of them."""
     calibration: Path | None = None
     """A pack, a manifest or a folder of audio; needed for int8-static alone."""
 
@@ -77,6 +80,9 @@ def export_bundle(
         for kind, format in made:
             files.make(kind, format)
         (folder / LABELS_NAME).write_text(labels_text(), encoding="utf-8")
+        if config.input == "mel":
+            # sherpa-onnx, which these files are for, asks for it.
+            (folder / TABLE_NAME).write_text(table(), encoding="utf-8")
         bundle = Bundle(
             folder=folder,
             spec=spec,
@@ -118,17 +124,18 @@ class _Files:
         if kind == "fp32":
             {"onnx": to_onnx, "tflite": to_tflite}[format](self._tagger, path, self.window)
         elif kind == "int8":
-            {"onnx": quantize.onnx_int8, "tflite": quantize.tflite_int8}[format](self._path("fp32", format), path)
+            dynamic = {"onnx": quantize.onnx_int8, "tflite": quantize.tflite_int8}[format]
+            dynamic(self._path("fp32", format), path, self.config.per_channel)
         else:
             static = {"onnx": quantize.onnx_int8_static, "tflite": quantize.tflite_int8_static}[format]
-            static(self._path("fp32", format), path, self._calibration())
+            static(self._path("fp32", format), path, self._calibration(), self.config.per_channel)
 
     def describe(self, kind: str, format: str) -> ModelFile:
         """Let a file say of itself what it is, and the manifest too."""
         path = self._path(kind, format)
         add = {"onnx": metadata.add_onnx_metadata, "tflite": metadata.add_tflite_metadata}[format]
         add(path, self.model.spec, self.config.input, self.config.window_s)
-        words = "none" if kind == "fp32" else quantize.DESCRIPTIONS[format, kind]
+        words = quantize.describe(format, kind, self.config.per_channel)
         return ModelFile(path.name, kind, words, path.stat().st_size, sha256_file(path))
 
     def _path(self, kind: str, format: str) -> Path:

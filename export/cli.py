@@ -21,6 +21,7 @@ from export.verify import Verdict
 @click.option("--format", "formats", default=",".join(FORMATS), show_default=True, metavar="F,...")
 @click.option("--int8", is_flag=True, help="int8 weights and products, ranges at run time.  [default: on]")
 @click.option("--int8-static", is_flag=True, help="int8 with calibrated ranges, for accelerators that need them.")
+@click.option("--per-tensor", is_flag=True, help="One scale for a layer's int8 weights, as tflite-runtime 2.14 needs.")
 @click.option("--fp32", is_flag=True, help="Float alone, which else comes along.")
 @click.option("--input", "input_", type=click.Choice(INPUTS), default="waveform", show_default=True)
 @click.option("--window", "window_s", type=float, default=10.0, show_default=True, help="Seconds of one call at most.")
@@ -37,6 +38,7 @@ def export(
     formats: str,
     int8: bool,
     int8_static: bool,
+    per_tensor: bool,
     fp32: bool,
     input_: str,
     window_s: float,
@@ -61,6 +63,7 @@ def export(
         kinds=kinds,
         input=input_,
         window_s=window_s,
+        per_channel=not per_tensor,
         calibration=calibration or (pack if int8_static and pack.is_dir() else None),
     )
     clips = [clip for path in data for clip in read_manifest(path, split=split)]

@@ -19,18 +19,23 @@ from export.quiet import quiet
 
 Float32 = NDArray[np.float32]
 
-_WEIGHTS = "weights int8 per channel"
-DESCRIPTIONS = {
-    ("onnx", "int8"): f"{_WEIGHTS}; activations uint8 per tensor, ranges at run time; attention float32",
-    ("tflite", "int8"): f"{_WEIGHTS}; activations int8 per token, ranges at run time; attention float32",
-    ("onnx", "int8-static"): f"{_WEIGHTS}; activations uint8 per tensor, calibrated in the blocks, attention included",
-    ("tflite", "int8-static"): f"{_WEIGHTS}; activations int8 per tensor, calibrated in the blocks, attention included",
+_ACTIVATIONS = {
+    ("onnx", "int8"): "uint8 per tensor, ranges at run time; attention float32",
+    ("tflite", "int8"): "int8 per token, ranges at run time; attention float32",
+    ("onnx", "int8-static"): "uint8 per tensor, calibrated in the blocks, attention included",
+    ("tflite", "int8-static"): "int8 per tensor, calibrated in the blocks, attention included",
 }
-"""(format, kind) -> what was quantised, in words."""
 
 
-def onnx_int8(source: Path, target: Path) -> None:
-    """Dynamic quantisation of a float .onnx that `to_onnx` wrote."""
+def describe(format: str, kind: str, per_channel: bool = True) -> str:
+    """What is quantised, in words."""
+    if kind == "fp32":
+        return "none"
+    return f"weights int8 per {'channel' if per_channel else 'tensor'}; activations {_ACTIVATIONS[format, kind]}"
+
+
+def onnx_int8(source: Path, target: Path, per_channel: bool = True) -> None:
+    """Dynamic quantisation of a float .onnx that `to_onnx` wrote; `per_channel`: weights have a scale per output."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet():
@@ -40,11 +45,11 @@ def onnx_int8(source: Path, target: Path) -> None:
             op_types_to_quantize=["MatMul", "Gemm"],
             nodes_to_exclude=_nodes_outside(source, ("patch/", "blocks.", "head.")),
             weight_type=QuantType.QInt8,
-            per_channel=True,
+            per_channel=per_channel,
         )
 
 
-def onnx_int8_static(source: Path, target: Path, inputs: Sequence[Float32]) -> None:
+def onnx_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
     """Static quantisation (QDQ) of a float .onnx; `inputs` are calibration inputs of batch 1."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -58,7 +63,7 @@ def onnx_int8_static(source: Path, target: Path, inputs: Sequence[Float32]) -> N
             nodes_to_exclude=_nodes_outside(source, ("blocks.",)),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            per_channel=True,
+            per_channel=per_channel,
             calibrate_method=CalibrationMethod.MinMax,
         )
 
@@ -83,27 +88,31 @@ def _nodes_outside(path: Path, modules: tuple[str, ...]) -> list[str]:
     return [node.name for node in onnx.load(path).graph.node if not node.name.startswith(modules)]
 
 
-def tflite_int8(source: Path, target: Path) -> None:
+def tflite_int8(source: Path, target: Path, per_channel: bool = True) -> None:
     """Dynamic-range quantisation of a float .tflite that `to_tflite` wrote."""
-    _quantise_tflite(source, target, static=False)
+    _quantise_tflite(source, target, per_channel)
 
 
-def tflite_int8_static(source: Path, target: Path, inputs: Sequence[Float32]) -> None:
+def tflite_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
     """Static quantisation of a float .tflite; `inputs` are calibration inputs of batch 1."""
-    _quantise_tflite(source, target, static=True, inputs=inputs)
+    _quantise_tflite(source, target, per_channel, inputs)
 
 
-def _quantise_tflite(source: Path, target: Path, static: bool, inputs: Sequence[Float32] = ()) -> None:
+def _quantise_tflite(source: Path, target: Path, per_channel: bool, inputs: Sequence[Float32] = ()) -> None:
     with quiet():
         from ai_edge_quantizer import quantizer
+        from ai_edge_quantizer.qtyping import QuantGranularity
         from ai_edge_quantizer.recipe import TFLOperationName
 
+        scales = QuantGranularity.CHANNELWISE if per_channel else QuantGranularity.TENSORWISE
         q = quantizer.Quantizer(str(source))
         calibration: dict[str, Any] = {}
-        q.add_dynamic_config("^(?!.*FrontEnd).*", TFLOperationName.FULLY_CONNECTED, num_bits=8)
-        if static:
+        q.add_dynamic_config("^(?!.*FrontEnd).*", TFLOperationName.FULLY_CONNECTED, num_bits=8, granularity=scales)
+        if inputs:
             for op in (TFLOperationName.FULLY_CONNECTED, TFLOperationName.BATCH_MATMUL):
-                q.add_static_config(".*FoldedBlock.*", op, activation_num_bits=8, weight_num_bits=8)
+                q.add_static_config(
+                    ".*FoldedBlock.*", op, activation_num_bits=8, weight_num_bits=8, weight_granularity=scales
+                )
             from ai_edge_litert.interpreter import Interpreter
 
             (key, signature), *_ = Interpreter(str(source)).get_signature_list().items()

@@ -8,7 +8,7 @@ import sherpa_onnx
 from wav import read_wav
 
 model, *clips = sys.argv[1:]
-labels = Path(__file__).resolve().parents[1] / "ced_edge/class_labels_indices.csv"
+labels = Path(model).parent / "class_labels_indices.csv"
 config = sherpa_onnx.AudioTaggingConfig(
     model=sherpa_onnx.AudioTaggingModelConfig(ced=model, num_threads=1),
     labels=str(labels),

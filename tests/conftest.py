@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from ced_edge.cli import main
+
+Call = Callable[..., tuple[int, str, str]]
+"""`ced-edge ARGS` -> exit code, stdout, stderr."""
 
 # A busy machine is no failure.
 settings.register_profile("default", deadline=None, derandomize=True)
@@ -20,3 +27,19 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no shared data at {folder}: set CED_EDGE_SHARED to the folder with golden/, audio/ and teachers/")
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """The command line, in this process."""
+
+    def run(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as e:
+            code = int(e.code or 0)
+        return code, *capsys.readouterr()
+
+    return run

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import Call
 from safetensors.torch import load_file
 from tiny_run import SMALL, make_pack, make_store, small_student, write_tones
 
 from ced_edge.checkpoint import save_model
-from ced_edge.cli import COMMANDS, cli, main
+from ced_edge.cli import COMMANDS, cli
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import folder_lock
 from ced_edge.model import CED
@@ -25,27 +26,15 @@ from distill.loop import STATE_NAME
 from distill.shards import Pack
 from distill.store import Store
 
-Call = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Call]:
-    """`ced-edge ARGS` -> exit code, stdout, stderr; in an empty folder, with one core and the small student."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty folder, one core and the small student."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with small_student():
-        yield run
+        yield
 
 
 @pytest.fixture(scope="module")

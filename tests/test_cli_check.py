@@ -6,22 +6,20 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import Call
 
 pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
 from check_case import Case, replace_file, round_model, shared_case
 
 from ced_edge import worker
 from ced_edge.artifact import read_bundle
-from ced_edge.cli import main
 from ced_edge.cli_check import parse_threads
 from ced_edge.errors import InputError
 
-Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[1]
 LOUD = ("--max-noise", "0.2")  # clips change little in the answers of random weights
 
@@ -40,23 +38,11 @@ def spoilt(case: Case, tmp_path: Path) -> Case:
     return own
 
 
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run the command line in an empty folder: (exit code, stdout, stderr)."""
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
 
 
 def check(case: Case, *flags: object) -> list[object]:

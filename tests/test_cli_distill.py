@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import Call
 from tiny_run import SMALL, learnt, small_student, write_tones
 
 from ced_edge.checkpoint import load_model, save_model
@@ -25,25 +26,13 @@ from distill.progress import TrainingBar
 from distill.shards import Pack
 from distill.store import Store
 
-Call = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
-    """`ced-edge ARGS` -> exit code, stdout, stderr; with one core and the small student."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
+@pytest.fixture(autouse=True)
+def small_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One core and the small student."""
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with small_student():
-        yield run
+        yield
 
 
 @pytest.fixture(scope="module")

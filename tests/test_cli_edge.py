@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,37 +18,25 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from conftest import Call
 from tiny_bundle import shared_bundle
 
 from ced_edge import tag_files
 from ced_edge.audio import load
-from ced_edge.cli import main
 from ced_edge.errors import CedEdgeError
 from ced_edge.labels import labels
 from ced_edge.plot_tags import spectrogram
 from ced_edge.spec import FrontendSpec
 from ced_edge.tagger import Tagger
 
-Call = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """`ced-edge ARGS` -> exit code, stdout, stderr; in an empty folder."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    return run
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,34 +10,20 @@ import onnx
 import pytest
 import soundfile
 import torch
+from ai_edge_litert.interpreter import Interpreter
+from conftest import Call
 
 from ced_edge.artifact import read_bundle
 from ced_edge.checkpoint import save_model
-from ced_edge.cli import main
 from ced_edge.model import CED, predict
-from ced_edge.spec import ModelSpec
+from ced_edge.spec import N_CLASSES, ModelSpec
 from ced_edge.tagger import Tagger
 from export import bundle as bundle_module
 from export import quantize
 from export.calibrate import calibration_waves, fill
 from export.verify import synthetic_waves
 
-Call = Callable[..., tuple[int, str, str]]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converters, while they are imported
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +101,18 @@ def test_int8_is_int8(exported: Path) -> None:
     assert not any("front_end" in name for name in products)
 
 
+def test_one_scale_per_tensor(exported: Path, checkpoint: Path, tmp_path: Path) -> None:
+    config = bundle_module.ExportConfig(per_channel=False, window_s=1.0)
+    bundle_module.export_bundle(checkpoint, tmp_path / "b", config)
+    assert "weights int8 per tensor" in read_bundle(tmp_path / "b").file().quantisation
+    for folder, largest in ((exported, N_CLASSES), (tmp_path / "b", 1)):
+        graph = onnx.load(folder / "48x2-int8.onnx").graph
+        scales = [tensor for tensor in graph.initializer if tensor.name.endswith("_scale")]
+        assert max(max(tensor.dims, default=1) for tensor in scales) == largest
+        details = Interpreter(str(folder / "48x2-int8.tflite")).get_tensor_details()
+        assert max(len(d["quantization_parameters"]["scales"]) for d in details) == largest
+
+
 def test_a_mel_bundle_takes_any_batch_and_time(checkpoint: Path, model: CED, tmp_path: Path) -> None:
     config = bundle_module.ExportConfig(formats=("onnx",), kinds=("fp32",), input="mel", window_s=2.0)
     bundle_module.export_bundle(checkpoint, tmp_path / "mel", config)
@@ -174,7 +170,7 @@ def test_a_folder_that_is_no_bundle_is_left_alone(call: Call, checkpoint: Path, 
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def crushed(source: Path, target: Path) -> None:
+def crushed(source: Path, target: Path, per_channel: bool) -> None:
     """A quantisation that keeps the sign of the weights and nothing else."""
     model = onnx.load(source)
     for tensor in model.graph.initializer:

@@ -35,13 +35,18 @@ pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the student as `waveform` and as `mel` bundle; CED_EDGE_BUNDLES names one that is there."""
+    """A folder with the student as `waveform`, `mel` and `per-tensor` bundle; CED_EDGE_BUNDLES names one there is."""
     if "CED_EDGE_BUNDLES" in os.environ:
         return Path(os.environ["CED_EDGE_BUNDLES"])
     export = pytest.importorskip("export.bundle", reason="the export extra writes the files")
     folder = tmp_path_factory.mktemp("bundles")
-    for input, formats in (("waveform", ("onnx", "tflite")), ("mel", ("onnx",))):
-        export.export_bundle(STUDENT, folder / input, export.ExportConfig(formats=formats, input=input))
+    configs = {
+        "waveform": export.ExportConfig(),
+        "mel": export.ExportConfig(formats=("onnx",), input="mel"),
+        "per-tensor": export.ExportConfig(formats=("tflite",), per_channel=False),
+    }
+    for name, config in configs.items():
+        export.export_bundle(STUDENT, folder / name, config)
     return folder
 
 
@@ -59,8 +64,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Float32]:
     return found
 
 
-def model(bundles: Path, input: str, kind: str, format: str) -> Path:
-    bundle = read_bundle(bundles / input)
+def model(bundles: Path, name: str, kind: str, format: str) -> Path:
+    bundle = read_bundle(bundles / name)
     return bundle.path(bundle.file(kind=kind, format=format))
 
 
@@ -114,7 +119,7 @@ def test_tflite(bundles: Path, clips: dict[Path, Float32], client: str, kind: st
         done = run(client, "tflite_client.py", file, *clips)
         assert done.returncode != 0
         assert "'FULLY_CONNECTED' version '12'" in done.stderr
-        return
+        file = model(bundles, "per-tensor", kind, "tflite")
     window = read_bundle(bundles / "waveform").window_samples
     theirs = ask(client, "tflite_client.py", file, list(clips))
     # int8: another release of the kernels may round an activation to the other side.
