@@ -32,7 +32,7 @@ from ced_edge.metrics import average_precision, mean_ap, multi_hot
 from ced_edge.model import CED
 from export import quantize
 from export.calibrate import calibration_waves, fill
-from export.graph import Tagger
+from export.graph import FoldedBlock, Tagger
 from export.quiet import quiet
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
@@ -52,6 +52,79 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.forward_mel(x).sigmoid()
+
+
+@torch.no_grad()
+def rotated(model: CED) -> Tagger:
+    """The residual stream, and each head's values, turned at random: no channel stands out (as Hadamard matrices do).
+
+    It costs nothing at run time but one small product before the head, as norms without affine part do not mind.
+    """
+    tagger, generator = Tagger(model, waveform=False), torch.Generator().manual_seed(0)
+
+    def orthogonal(n: int) -> Tensor:
+        return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0].float()
+
+    C, D = model.spec.width, model.spec.width // model.spec.heads
+    Q = orthogonal(C)
+    tagger.patch.weight.copy_(Q.T @ tagger.patch.weight)
+    tagger.time_embedding.copy_(tagger.time_embedding @ Q)
+    tagger.freq_embedding.copy_(tagger.freq_embedding @ Q)
+    for block in tagger.blocks:
+        assert isinstance(block, FoldedBlock)
+        V = torch.block_diag(*(orthogonal(D) for _ in range(model.spec.heads)))
+        for layer in (block.qkv, block.fc1):
+            layer.weight.copy_(layer.weight @ Q)
+        block.qkv.weight[2 * C :] = V @ block.qkv.weight[2 * C :]
+        block.qkv.bias[2 * C :] = V @ block.qkv.bias[2 * C :]
+        block.proj.weight.copy_(block.proj.weight @ V.T)
+        for layer in (block.proj, block.fc2):
+            layer.weight.copy_(Q.T @ layer.weight)
+            layer.bias.copy_(Q.T @ layer.bias)
+    back = Q * model.norm.weight[:, None]  # LayerNorm's scale on the channels as they were
+    head = tagger.head[0]
+    tagger.norm.weight.fill_(1)
+    tagger.norm.bias.zero_()
+    turn = nn.Linear(C, C)
+    turn.weight.copy_(back)
+    turn.bias.copy_(model.norm.bias)
+    tagger.head = nn.Sequential(turn, head, *tagger.head[1:])
+    return tagger.requires_grad_(False)
+
+
+class Scaled(nn.Module):
+    """A linear layer whose input is divided by a constant per channel that its weights are multiplied by."""
+
+    @torch.no_grad()
+    def __init__(self, layer: nn.Linear, largest: Tensor) -> None:
+        super().__init__()
+        s = (largest.clamp(min=1e-5) / layer.weight.abs().amax(dim=0).clamp(min=1e-5)).sqrt()
+        self.layer, self.inverse = layer, nn.Parameter(1 / s, requires_grad=False)
+        layer.weight.mul_(s)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x * self.inverse)
+        return y
+
+
+def smoothed(model: CED, inputs: Sequence[np.ndarray]) -> Tagger:
+    """SmoothQuant with alpha 0.5 on all products of the blocks; the division is left in the graph."""
+    tagger, largest = Tagger(model, waveform=False), dict[nn.Module, Tensor]()
+
+    def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        now = args[0].abs().flatten(0, -2).amax(dim=0)
+        largest[layer] = torch.maximum(largest.get(layer, now), now)
+
+    hooks = [m.register_forward_pre_hook(note) for m in tagger.blocks.modules() if isinstance(m, nn.Linear)]
+    with torch.inference_mode():
+        for x in inputs:
+            tagger(torch.from_numpy(x))
+    for hook in hooks:
+        hook.remove()
+    for block in tagger.blocks:
+        for name in ("qkv", "proj", "fc1", "fc2"):
+            setattr(block, name, Scaled(getattr(block, name), largest[getattr(block, name)].clone()))
+    return tagger
 
 
 class TanhGelu:
@@ -127,6 +200,11 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         for way, make in ways.items():
             make(source, target := folder / f"{name}-{way}.onnx")
             yield f"onnx, {name}, {way}", target
+    others = {"rotated": rotated(model), "SmoothQuant": smoothed(model, inputs)}
+    for name, tagger in others.items():
+        to_onnx(tagger, source := folder / f"{name}.onnx", WINDOW)
+        ort_dynamic(source, target := folder / f"{name}-int8.onnx", per_channel=True)
+        yield f"onnx, folded, {name}, dynamic, per channel", target
     with TanhGelu():
         to_onnx(Tagger(model, waveform=False), source := folder / "tanh.onnx", WINDOW)
     ort_dynamic(source, target := folder / "tanh-int8.onnx", per_channel=True)
@@ -147,6 +225,10 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         for way, rules in recipes.items():
             litert(rules, source, target := folder / f"{name}-{way}.tflite", inputs)
             yield f"tflite, {name}, {way}", target
+    for name, tagger in others.items():
+        to_tflite(tagger, source := folder / f"{name}.tflite", WINDOW)
+        litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs)
+        yield f"tflite, folded, {name}, dynamic", target
     with TanhGelu():
         to_tflite(Tagger(model, waveform=False), source := folder / "tanh.tflite", WINDOW)
     litert([dynamic], source, target := folder / "tanh-int8.tflite", inputs)
