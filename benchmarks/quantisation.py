@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import numpy as np
@@ -32,7 +34,7 @@ from ced_edge.metrics import average_precision, mean_ap, multi_hot
 from ced_edge.model import CED
 from export import quantize
 from export.calibrate import calibration_waves, fill
-from export.graph import FoldedBlock, Tagger
+from export.graph import FoldedBlock, Tagger, _rms_norm
 from export.quiet import quiet
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
@@ -127,15 +129,24 @@ def smoothed(model: CED, inputs: Sequence[np.ndarray]) -> Tagger:
     return tagger
 
 
-class TanhGelu:
+def tanh_gelu() -> AbstractContextManager[Any]:
     """While it is entered, GELU is its tanh approximation."""
+    return mock.patch.object(F, "gelu", partial(F.gelu, approximate="tanh"))
 
-    def __enter__(self) -> None:
-        self.exact = F.gelu
-        F.gelu = partial(self.exact, approximate="tanh")
 
-    def __exit__(self, *_: object) -> None:
-        F.gelu = self.exact
+def fused_attention() -> AbstractContextManager[Any]:
+    """While it is entered, attention is one node, ONNX Runtime's own MultiHeadAttention."""
+
+    def forward(self: FoldedBlock, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(_rms_norm(x, self.eps1)).split(x.shape[-1], dim=-1)
+        fused = {"num_heads": self.heads, "scale": 1.0}
+        name = "com.microsoft::MultiHeadAttention"
+        heads = torch.onnx.ops.symbolic(name, (q, k, v), fused, dtype=q.dtype, shape=q.shape, version=1)
+        x = x + self.proj(heads)
+        y: Tensor = x + self.fc2(F.gelu(self.fc1(_rms_norm(x, self.eps2))))
+        return y
+
+    return mock.patch.object(FoldedBlock, "forward", forward)
 
 
 def ort_dynamic(source: Path, target: Path, ops: Sequence[str] = ("MatMul", "Gemm"), **options: Any) -> None:
@@ -205,10 +216,13 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         to_onnx(tagger, source := folder / f"{name}.onnx", WINDOW)
         ort_dynamic(source, target := folder / f"{name}-int8.onnx", per_channel=True)
         yield f"onnx, folded, {name}, dynamic, per channel", target
-    with TanhGelu():
-        to_onnx(Tagger(model, waveform=False), source := folder / "tanh.onnx", WINDOW)
-    ort_dynamic(source, target := folder / "tanh-int8.onnx", per_channel=True)
-    yield "onnx, folded, tanh GELU, dynamic, per channel", target
+    for name, changed in {"fused attention": fused_attention(), "tanh GELU": tanh_gelu()}.items():
+        with changed:
+            to_onnx(Tagger(model, waveform=False), source := folder / f"{name}.onnx", WINDOW)
+        # Quantisation cannot infer the type of what comes out of MultiHeadAttention.
+        options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+        ort_dynamic(source, target := folder / f"{name}-int8.onnx", per_channel=True, extra_options=options)
+        yield f"onnx, folded, {name}, dynamic, per channel", target
 
     for name, tagger in (("plain", Plain(model).eval()), ("folded", Tagger(model, waveform=False))):
         source = folder / f"{name}.tflite"
@@ -229,7 +243,7 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         to_tflite(tagger, source := folder / f"{name}.tflite", WINDOW)
         litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs)
         yield f"tflite, folded, {name}, dynamic", target
-    with TanhGelu():
+    with tanh_gelu():
         to_tflite(Tagger(model, waveform=False), source := folder / "tanh.tflite", WINDOW)
     litert([dynamic], source, target := folder / "tanh-int8.tflite", inputs)
     yield "tflite, folded, tanh GELU, dynamic", target
@@ -252,7 +266,7 @@ def main(
     clips = [clip for path in data for clip in read_manifest(path, split=split)]
     mels = [log_mel(fill(load(c.path, rate, c.start_s, c.stop_s), WINDOW), front)[None] for c in clips]
     targets = multi_hot([c.labels or () for c in clips], model.spec.n_classes)
-    inputs = [log_mel(fill(w, WINDOW), front)[None] for w in calibration_waves(calibration, rate, 32)]
+    inputs = [log_mel(w, front)[None] for w in calibration_waves(calibration, rate, WINDOW, 32)]
     with torch.inference_mode():
         expected = np.concatenate([model.forward_mel(torch.from_numpy(mel)).sigmoid().numpy() for mel in mels])
     reference = mean_ap(average_precision(targets, expected))

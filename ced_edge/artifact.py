@@ -172,6 +172,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     Raises InputError where `folder` is there and is no bundle, CedEdgeError on a full disk.
     """
+    folder = folder.resolve()  # of a link the folder that it leads to
     if folder.exists() and not (folder / MANIFEST_NAME).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is there and is no bundle: choose another place for it")
     with disk_errors(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from ced_edge.windows import chunks
 from ced_edge.worker import Target, Worker
 
 Float32 = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,22 +146,33 @@ def same_model(bundle: Bundle, reference: Reference) -> None:
         )
 
 
-def same_data(clips: Sequence[Clip], reference: Reference) -> None:
-    """Raise InputError unless the reference is of these clips, labels and bytes; broken audio is named first."""
-    for clip in clips:
+def same_data(clips: Sequence[Clip], reference: Reference) -> list[Clip]:
+    """The clips without those that `ced-edge evaluate` could not read either, which are counted aloud.
+
+    Raises InputError unless the reference is of them, their labels and bytes; broken audio is named first.
+    """
+    known = set(reference.ids)
+    heard = [clip for clip in clips if clip.id in known]
+    for clip in heard:
         if not clip.path.is_file():
             raise AudioError(str(clip.path), "no such file")
-    names, known = {clip.id for clip in clips}, set(reference.ids)
-    if names == known and data_hash(clips) == reference.data_hash:
-        return
+    more, less = [], sorted(known - {clip.id for clip in heard})
     for clip in clips:
-        _load(clip, 16_000)
-    if names == known:
+        if clip.id not in known:
+            with contextlib.suppress(AudioError):
+                _load(clip, 16_000)
+                more.append(clip.id)
+    if more or less:
+        told = [f"{len(more)} clips it does not know, such as {min(more)}"] if more else []
+        told += [f"{len(less)} of its clips are missing, such as {less[0]}"] if less else []
+        raise InputError(f"the reference is of other data: {' and '.join(told)}; give the --data and --split it is of")
+    if data_hash(heard) != reference.data_hash:
+        for clip in heard:
+            _load(clip, 16_000)
         raise InputError("the reference is of other data: a label or a file has changed since `ced-edge evaluate` ran")
-    more, less = sorted(names - known), sorted(known - names)
-    told = [f"{len(more)} clips it does not know, such as {more[0]}"] if more else []
-    told += [f"{len(less)} of its clips are missing, such as {less[0]}"] if less else []
-    raise InputError(f"the reference is of other data: {' and '.join(told)}; give the --data and --split it is of")
+    if out := len(clips) - len(heard):
+        log.warning("%d of %d clips left out: as for the reference, they cannot be read", out, len(clips))
+    return heard
 
 
 def _load(clip: Clip, rate_hz: int) -> Float32:
@@ -192,7 +206,7 @@ def check(
                 f"nothing here runs {name}: pip install {package}, or leave it out with --format or --file"
             )
         same_model(target.bundle, reference)
-    same_data(clips, reference)
+    clips = same_data(clips, reference)
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(target, threads)) for target in wanted]
         heard = _hear(workers, clips, stream, progress)

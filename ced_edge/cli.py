@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -62,6 +63,8 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Run the command line; errors the user can mend are one line on stderr and an exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold any bytes
     # Wherever it stands: nobody looks up on which side of the subcommand it belongs.
     debug = "--debug" in sys.argv[1:]
     try:

@@ -54,7 +54,7 @@ def find_targets(bundles: tuple[Path, ...], flags: dict[str, Any]) -> list[Targe
 @click.option("--stream", is_flag=True, help="Let each clip be heard in pieces too: nothing may change.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
 @bound_options
-@click.option("--report", type=FILE, help="HTML file to write, with plots.")
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write, with plots.")
 @click.option("--json", "as_json", is_flag=True)
 def check(
     bundles: tuple[Path, ...],
@@ -95,7 +95,8 @@ def check(
     if report:
         tables.write_html(report, results, reference)
         click.echo(f"report: {report}", err=True)
-    lost = [f"{Path(r.file).name} on {r.runtime}: {what}" for r in results for what in r.broken]
+    named = zip(tables.names([r.file for r in results]), results, strict=True)
+    lost = [f"{name} on {r.runtime}: {what}" for name, r in named for what in r.broken]
     if lost:
         raise CedEdgeError(f"{len(lost)} bounds are broken: {'; '.join(lost)}")
 

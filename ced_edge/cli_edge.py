@@ -19,6 +19,7 @@ import click
 
 from ced_edge.artifact import FORMATS, KINDS, MANIFEST_NAME, Bundle, read_bundle
 from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.spec import N_CLASSES
 
 if TYPE_CHECKING:
     from ced_edge.tagger import Tagger
@@ -46,7 +47,9 @@ def model_options(command: F) -> F:
             click.option("--runtime", type=click.Choice(FORMATS), help="ONNX Runtime or TFLite.  [default: the first]"),
             click.option("--window", "window_s", type=float, help="Seconds heard at once, up to the bundle's."),
             click.option("--hop", "hop_s", type=float, help="Seconds from one window to the next."),
-            click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Tags to show."),
+            click.option(
+                "--top", type=click.IntRange(1, N_CLASSES), default=5, show_default=True, help="Tags to show."
+            ),
             click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Least probability to show."),
         ]
     ):
@@ -211,7 +214,7 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
 @click.command()
 @click.argument("source", required=False)
 @model_options
-@click.option("--rate", "rate_hz", type=int, default=16_000, show_default=True, help="Of raw PCM, in Hz.")
+@click.option("--rate", "rate_hz", type=click.IntRange(1), default=16_000, show_default=True, help="Of raw PCM, in Hz.")
 @click.option("--channels", type=click.IntRange(1, 64), default=1, show_default=True, help="Of raw PCM.")
 @click.option("--format", "pcm_format", type=click.Choice(["s16le", "f32le"]), default="s16le", help="Of raw PCM.")
 @click.option("--device", help="Microphone, by name or number.")
@@ -276,6 +279,8 @@ def _source(source: str | None, rate_hz: int, channels: int, pcm_format: str, de
 
         return Microphone(device)
     if source == "-":
+        if sys.stdin is None:
+            raise InputError("stdin is closed: pipe raw PCM into it, or name a file")
         return PcmSource(sys.stdin.buffer, rate_hz, channels, pcm_format)
     return FileSource(Path(source))
 

@@ -45,7 +45,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise CedEdgeError(f"disk full while writing {path}: free some space and run again to go on") from e
-        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
             raise CedEdgeError(f"cannot write {path}: {e.strerror}") from e
         raise
 

@@ -45,7 +45,7 @@ class Intake:
         if self.finished:
             raise InputError("the stream is finished and takes no more samples: reset() begins a new one")
         pieces = _frames(samples)
-        source_hz = rate_hz or self.source_hz or self.rate_hz
+        source_hz = rate_hz if rate_hz is not None else self.source_hz or self.rate_hz
         if self.source_hz not in (None, source_hz):
             raise InputError(f"a stream of {self.source_hz} Hz was given samples of {source_hz} Hz: reset() it first")
         if not MIN_RATE_HZ <= source_hz <= MAX_RATE_HZ:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def names(files: Sequence[str]) -> list[str]:
     """File names, with their folder where files of several bundles are there."""
-    paths = [Path(f) for f in files]
-    return [p.name if len({p.parent for p in paths}) == 1 else f"{p.parent.name}/{p.name}" for p in paths]
+    paths = [Path(f).absolute() for f in files]
+    shared = os.path.commonpath([p.parent for p in paths]) if paths else ""
+    return [str(p.relative_to(shared)) for p in paths]
 
 
 def check_rows(results: Sequence[Result]) -> list[list[str]]:

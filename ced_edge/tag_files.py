@@ -76,6 +76,8 @@ def tag_files(
             yield tags
             if stopped.is_set():
                 return
+        if not done[i]:
+            raise AudioError(str(path), "too short: not one sample")
 
     with concurrent.futures.ThreadPoolExecutor(max(1, min(jobs, len(paths)))) as pool:
         with contextlib.ExitStack() as at_exit:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from ced_edge.errors import InputError
 from ced_edge.files import read_toml
@@ -290,6 +291,23 @@ def evaluate(
             click.echo(f"{name}: {value:.4f}" if isinstance(value, float) else f"{name}: {value}")
 
 
+NEED_DATA = {
+    *("split", "audio_root", "eval_data", "eval_split", "teacher", "teachers_toml", "views_toml"),
+    *("k", "init", "clips_per_shard", "strict"),
+}
+"""Parameters of `distill` that the demonstration has no use for."""
+
+
+def given_of(names: set[str]) -> list[str]:
+    """The flags among these parameters that were given on the command line."""
+    context = click.get_current_context()
+    return [
+        parameter.opts[-1]
+        for parameter in context.command.params
+        if parameter.name in names and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+    ]
+
+
 @click.command()
 @click.option("--data", multiple=True, type=FILE, help="Manifest or folder to learn from; repeat.  [default: the demo]")
 @data_options
@@ -338,8 +356,8 @@ def distill(
 
     packing = PackConfig(clips_per_shard=clips_per_shard, strict=strict)
     if not data:
-        if teacher or teachers_toml or eval_data or views_toml:
-            raise InputError("--teacher, --eval-data and --views need --data: what should the student learn from?")
+        if given := given_of(NEED_DATA):
+            raise InputError(f"{', '.join(given)} need --data: what should the student learn from?")
         from distill import demo
 
         run = runs / (name or "demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from ced_edge.files import folder_lock, read_json, sha256_file, sha256_json, wri
 from ced_edge.labels import labels
 from ced_edge.manifest import Clip
 from ced_edge.model import CED
+from ced_edge.reference import JSON_NAME
 from ced_edge.spec import size
 from distill.comparison import check_names, evaluate_student, evaluate_teachers
 from distill.config import TrainConfig
@@ -186,14 +188,17 @@ def load_student(init: str | None, config: TrainConfig) -> CED | None:
 
 def run_evaluate(plan: Plan, weights: Path, store: Store) -> dict[str, Any]:
     """Stage 4: each teacher, the ensemble and the student on the same clips; reference, per-class AP and plot."""
-    clips = [[c.id, c.labels, c.group, str(c.path)] for c in plan.eval_clips]
+    clips = [[*dataclasses.astuple(c)[2:], c.id, str(c.path), _version(c.path)] for c in plan.eval_clips]
     models = _kept(
         plan.run / "evaluation-teachers.json",
         [clips, store.teachers, plan.pack.rate_hz],
         lambda: _evaluate_teachers(plan),
     )
+    student = plan.run / "evaluation-student.json"
+    if not (plan.run / JSON_NAME).exists():  # which the same evaluation writes
+        student.unlink(missing_ok=True)
     models |= _kept(
-        plan.run / "evaluation-student.json",
+        student,
         [clips, sha256_file(weights)],
         lambda: {"student": _evaluate_student(plan, weights)},
     )
@@ -210,6 +215,11 @@ def _kept(file: Path, identity: Any, evaluate_now: Callable[[], dict[str, Any]])
     models = evaluate_now()
     write_json(file, {"identity": digest, "models": models})
     return models
+
+
+def _version(path: Path) -> list[int] | None:
+    """What changes when a file does; None while it is missing."""
+    return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
 
 
 def _evaluate_teachers(plan: Plan) -> dict[str, Any]:

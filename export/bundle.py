@@ -19,7 +19,7 @@ from ced_edge.manifest import Clip
 from ced_edge.model import CED
 from ced_edge.reference import JSON_NAME, read_reference
 from export import metadata, quantize
-from export.calibrate import calibration_waves, fill
+from export.calibrate import calibration_waves
 from export.graph import Tagger
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
@@ -116,6 +116,8 @@ class _Files:
     def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int, say: Say) -> None:
         self.folder, self.model, self.config, self.window, self.say = folder, model, config, window, say
         self._tagger = Tagger(model, config.input == "waveform")
+        # Now, as a wrong path should not cost minutes.
+        self._calibration = self._calibrate() if "int8-static" in config.kinds else []
 
     def make(self, kind: str, format: str) -> None:
         """Write a bare model file."""
@@ -128,7 +130,7 @@ class _Files:
             dynamic(self._path("fp32", format), path, self.config.per_channel)
         else:
             static = {"onnx": quantize.onnx_int8_static, "tflite": quantize.tflite_int8_static}[format]
-            static(self._path("fp32", format), path, self._calibration(), self.config.per_channel)
+            static(self._path("fp32", format), path, self._calibration, self.config.per_channel)
 
     def describe(self, kind: str, format: str) -> ModelFile:
         """Let a file say of itself what it is, and the manifest too."""
@@ -141,10 +143,10 @@ class _Files:
     def _path(self, kind: str, format: str) -> Path:
         return self.folder / f"{self.model.spec.name}-{kind}.{format}"
 
-    def _calibration(self) -> list[quantize.Float32]:
+    def _calibrate(self) -> list[quantize.Float32]:
         s = self.model.spec.frontend
         assert self.config.calibration is not None
-        waves = [fill(w, self.window) for w in calibration_waves(self.config.calibration, s.rate_hz)]
+        waves = calibration_waves(self.config.calibration, s.rate_hz, self.window)
         if self.config.input == "mel":
             return [log_mel(w, s)[None] for w in waves]
         return [w[None] for w in waves]

@@ -10,7 +10,7 @@ import click
 from ced_edge.artifact import FORMATS, INPUTS
 from ced_edge.checkpoint import find_checkpoint
 from ced_edge.errors import InputError
-from ced_edge.manifest import read_manifest
+from ced_edge.manifest import read_clips
 from export.bundle import ExportConfig, export_bundle
 from export.verify import Verdict
 
@@ -30,6 +30,11 @@ from export.verify import Verdict
 )
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, help="Manifest to verify on, too; repeat.")
 @click.option("--split", help="Only rows with this in the `split` column.")
+@click.option(
+    "--audio-root",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="What file names are relative to, if not the manifest.",
+)
 @click.option("--runs", type=click.Path(file_okay=False, path_type=Path), default="runs", show_default=True)
 @click.option("--json", "as_json", is_flag=True)
 def export(
@@ -45,6 +50,7 @@ def export(
     calibration: Path | None,
     data: tuple[Path, ...],
     split: str | None,
+    audio_root: Path | None,
     runs: Path,
     as_json: bool,
 ) -> None:
@@ -66,7 +72,7 @@ def export(
         per_channel=not per_tensor,
         calibration=calibration or (pack if int8_static and pack.is_dir() else None),
     )
-    clips = [clip for path in data for clip in read_manifest(path, split=split)]
+    clips = read_clips(data, split, audio_root)
     verdicts = export_bundle(source, out, config, clips, lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps({"bundle": str(out), "files": [v.to_dict() for v in verdicts]}, indent=1))

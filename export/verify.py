@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from ced_edge.artifact import Bundle, ModelFile
-from ced_edge.audio import load
+from ced_edge.audio import AudioError
+from ced_edge.errors import InputError
 from ced_edge.manifest import Clip
 from ced_edge.metrics import average_precision, mean_ap, multi_hot
 from ced_edge.model import CED, predict
 from ced_edge.tagger import Tagger
-from export.calibrate import fill
+from export.calibrate import beginning, fill
 
 Float32 = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 MAX_ERROR = {"fp32": 1e-4, "int8": 0.1, "int8-static": 0.2}
 """Largest difference of a probability. For int8 it is there to catch what is broken; its bound is the mAP."""
@@ -72,29 +76,48 @@ def verify(bundle: Bundle, model: CED, clips: Sequence[Clip] = ()) -> list[Verdi
     """Compare each file of `bundle` with `model`: on synthetic sounds, or on the first window of each clip.
 
     Both hear the same samples: where a file has a fixed window, the checkpoint hears the short clip repeated too.
+    Clips that cannot be read are left out and counted aloud. Raises InputError when none can.
     """
-    rate, window = bundle.spec.frontend.rate_hz, bundle.window_samples
-    waves = [load(c.path, rate, c.start_s, c.stop_s)[:window] for c in clips] or synthetic_waves(window, rate)
-    labels = [c.labels for c in clips]
-    targets = multi_hot([x or () for x in labels], bundle.spec.n_classes) if any(labels) else None
-    answers: dict[bool, Float32] = {}
-    verdicts = []
-    for file in bundle.files:
-        tagger = Tagger(bundle, file=file.name)
-        fixed = tagger.backend.inputs[0].shape[-1] > 0
-        if fixed not in answers:
-            answers[fixed] = _answers(model, [fill(w, window) if fixed else w for w in waves])
-        probs = np.stack([tagger.hear(wave) for wave in waves])
-        verdicts.append(_verdict(file, probs, answers[fixed], targets))
-    return verdicts
+    taggers = [Tagger(bundle, file=file.name) for file in bundle.files]
+    fixed = [tagger.backend.inputs[0].shape[-1] > 0 for tagger in taggers]
+    labels: list[tuple[int, ...] | None] = []
+    heard: list[tuple[list[Float32], list[Float32]]] = []
+    for wave, tags in _sounds(bundle, clips):
+        inputs = {False: wave, True: fill(wave, bundle.window_samples)}
+        answers = {is_fixed: _answer(model, inputs[is_fixed]) for is_fixed in set(fixed)}
+        heard.append(([tagger.hear(wave) for tagger in taggers], [answers[is_fixed] for is_fixed in fixed]))
+        labels.append(tags)
+    probs, expected = (np.array(answers).swapaxes(0, 1) for answers in zip(*heard, strict=True))  # (files, clips, C)
+    return [_verdict(*of_one, labels) for of_one in zip(bundle.files, probs, expected, strict=True)]
 
 
-def _answers(model: CED, waves: Sequence[Float32]) -> Float32:
+def _sounds(bundle: Bundle, clips: Sequence[Clip]) -> Iterator[tuple[Float32, tuple[int, ...] | None]]:
+    """Samples of one window at most, and labels."""
+    rate_hz, window = bundle.spec.frontend.rate_hz, bundle.window_samples
+    if not clips:
+        yield from ((wave, None) for wave in synthetic_waves(window, rate_hz))
+        return
+    errors: list[AudioError] = []
+    for clip in clips:
+        try:
+            wave = beginning(clip, rate_hz, window)
+        except AudioError as e:
+            errors.append(e)
+            continue
+        yield wave, clip.labels
+    if len(errors) == len(clips):
+        raise InputError(f"no clip can be read: {errors[0]}")
+    if errors:
+        log.warning("%d of %d clips left out: %s", len(errors), len(clips), errors[0])
+
+
+def _answer(model: CED, wave: Float32) -> Float32:
     with torch.inference_mode():
-        return np.concatenate([predict(model, torch.from_numpy(w.copy())[None]).numpy() for w in waves])
+        probs: Float32 = predict(model, torch.from_numpy(wave.copy())[None])[0].numpy()
+    return probs
 
 
-def _verdict(file: ModelFile, probs: Float32, expected: Float32, targets: NDArray[np.bool_] | None) -> Verdict:
+def _verdict(file: ModelFile, probs: Float32, expected: Float32, labels: Sequence[tuple[int, ...] | None]) -> Verdict:
     error = np.abs(probs - expected).max(axis=1)
     top, wanted = np.argsort(-probs, axis=1), np.argsort(-expected, axis=1)
     shared = [len(set(a[:5]) & set(b[:5])) / 5 for a, b in zip(top, wanted, strict=True)]
@@ -102,8 +125,10 @@ def _verdict(file: ModelFile, probs: Float32, expected: Float32, targets: NDArra
     if error.max() > MAX_ERROR[file.kind]:
         problems.append(f"a probability is off by {error.max():.2g}, more than {MAX_ERROR[file.kind]:g}")
     aps = None
-    if targets is not None:
-        aps = mean_ap(average_precision(targets, probs)), mean_ap(average_precision(targets, expected))
+    if any(labels):
+        known = [i for i, tags in enumerate(labels) if tags is not None]
+        targets = multi_hot([labels[i] or () for i in known], probs.shape[1])
+        aps = mean_ap(average_precision(targets, probs[known])), mean_ap(average_precision(targets, expected[known]))
         if aps[1] - aps[0] > MAX_DROP[file.kind]:
             problems.append(f"mAP is {aps[1] - aps[0]:.4f} below the checkpoint's, more than {MAX_DROP[file.kind]:g}")
     return Verdict(

@@ -151,6 +151,18 @@ def test_a_bundle_is_swapped_in_as_a_whole_or_not_at_all(bundle: Bundle) -> None
     assert [p.name for p in bundle.folder.parent.iterdir()] == ["bundle"]
 
 
+def test_of_a_link_what_it_leads_to_is_replaced(bundle: Bundle) -> None:
+    link = bundle.folder.with_name("current")
+    link.symlink_to(bundle.folder.name)
+    (bundle.folder / "old").write_text("old")
+    for _ in range(2):
+        with atomic_folder(link) as folder:
+            shutil.copytree(shared_bundle().folder, folder, dirs_exist_ok=True)
+    assert link.is_symlink()
+    assert not (bundle.folder / "old").exists()
+    assert sorted(p.name for p in bundle.folder.parent.iterdir()) == ["bundle", "current"]
+
+
 def test_what_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "mine.txt").write_text("dear")

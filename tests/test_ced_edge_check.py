@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
-from check_case import Case, permute_outputs, replace_file, round_model, shared_case, write_case
+from check_case import N_CLIPS, Case, permute_outputs, replace_file, round_model, shared_case, write_case
 from sklearn.metrics import average_precision_score
 from tiny_bundle import export_onnx, model_file, with_file
 
@@ -360,6 +360,13 @@ def test_a_reference_of_other_data(own: Case) -> None:
     own.data.write_text(text)
     soundfile.write(own.folder / "03.wav", np.zeros(16_000), 16_000)
     refused([first, *rest], "a label or a file has changed")
+
+
+def test_what_the_reference_could_not_hear_either_is_left_out(own: Case, caplog: pytest.LogCaptureFixture) -> None:
+    (own.folder / "broken.wav").write_text("no sound")
+    own.data.write_text(own.data.read_text() + "broken.wav,1\ngone.wav,2\n")
+    assert {r.clips for r in run(own)} == {N_CLIPS}
+    assert f"2 of {N_CLIPS + 2} clips left out" in caplog.text
 
 
 def test_broken_audio_is_named(own: Case) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -135,6 +136,15 @@ def test_asked_twice_nothing_is_done_again(
     assert sorted(parts, key=out.index) == list(parts)
 
 
+def test_a_reference_that_is_lost_is_written_again(call: Call, job: list[object], whole: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole, tmp_path / "runs" / whole.name))
+    before = (run / "reference.json").read_bytes()
+    (run / "reference.json").unlink()
+    code, _, err = call(*job, "--runs", run.parent)
+    assert code == 0, err
+    assert (run / "reference.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("where", ["pack", "teach", "train", "evaluate nose", "evaluate student"])
 def test_interrupted_in_any_stage_it_goes_on(
     call: Call, job: list[object], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -222,9 +232,9 @@ def test_other_flags_in_the_same_folder_are_refused_by_name(call: Call, job: lis
 
 
 def test_without_data_it_is_the_demo_and_flags_of_real_data_are_refused(call: Call, tmp_path: Path) -> None:
-    code, _, err = call("distill", "--runs", tmp_path, "--teacher", "t=x.pt")
+    code, _, err = call("distill", "--runs", tmp_path, "--init", "a.pt", "--split", "train", "--teacher", "t=x.pt")
     assert code == 2
-    assert "need --data" in err
+    assert err == "ced-edge: --split, --teacher, --init need --data: what should the student learn from?\n"
 
 
 def test_without_evaluation_data_the_last_stage_is_left_out(call: Call, job: list[object], tmp_path: Path) -> None:

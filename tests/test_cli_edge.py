@@ -113,6 +113,7 @@ def test_a_bad_file_is_told_of_and_the_rest_goes_on(call: Call, audio: Path, tmp
     (audio / "bad.wav").write_bytes(b"RIFF of nothing")
     (audio / "empty.ogg").write_bytes(b"")
     soundfile.write(audio / "nan.wav", np.full(9_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    soundfile.write(audio / "one.wav", np.zeros(1), 48_000)  # of which resampling leaves nothing
     (tmp_path / "none").mkdir()
     code, out, err = call("tag", audio, "no.wav", tmp_path / "none", "--bundle", bundle(), "--json", "--jobs", 3)
     assert code == 1
@@ -121,9 +122,10 @@ def test_a_bad_file_is_told_of_and_the_rest_goes_on(call: Call, audio: Path, tmp
         "bad.wav: not audio",
         "empty.ogg: empty file",
         "nan.wav: the sample at 0.000 s (index 0) is NaN: samples are in [-1, 1]",
+        "one.wav: too short: not one sample",
         "ced-edge: cannot use no.wav: no such file",
         f"ced-edge: cannot use {tmp_path / 'none'}: no audio in this folder (.flac, .mp3, .oga, .ogg, .opus, .wav)",
-        "ced-edge: 5 of 7 files could not be tagged",
+        "ced-edge: 6 of 8 files could not be tagged",
     ]
 
 
@@ -188,7 +190,7 @@ def test_info(call: Call) -> None:
         (("--json", "--csv"), "choose one"),
         (("--plot", "x.png"), "--plot draws one file, not 2"),
         (("--bundle", "nowhere"), "no such bundle: nowhere"),
-        (("--top", 0), "0 is not in the range x>=1"),
+        (("--top", 0), "0 is not in the range 1<=x<=527"),
         (("--threshold", 2), "2.0 is not in the range"),
     ],
 )
@@ -293,6 +295,8 @@ def test_listen_as_text(call: Call, tmp_path: Path) -> None:
     [
         (("x.wav",), "cannot use x.wav: no such file"),
         (("-", "--channels", 0), "0 is not in the range"),
+        (("-", "--rate", 0), "0 is not in the range"),
+        (("-", "--top", 528), "528 is not in the range"),
         (("-", "--format", "u8"), "'u8' is not one of 's16le', 'f32le'"),
         (("x.wav", "--on", 0.1), "on 0.1 and off 0.2: 0 < off <= on <= 1"),
         (("x.wav", "--smooth", 0), "smoothing over 0 windows"),
@@ -312,6 +316,11 @@ def test_listen_refuses(call: Call, args: tuple[object, ...], told: str) -> None
 def test_listen_without_a_microphone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     refused(call("listen", "--bundle", bundle()), 2, "pip install 'ced-edge[mic]'")
+
+
+def test_listen_to_a_stdin_that_is_closed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    refused(call("listen", "-", "--bundle", bundle()), 2, "stdin is closed")
 
 
 def test_a_rate_that_cannot_be(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import soundfile
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from conftest import Call
+from sklearn.metrics import average_precision_score
 
 from ced_edge.artifact import read_bundle
 from ced_edge.checkpoint import save_model
@@ -137,6 +138,25 @@ def test_command_line(call: Call, checkpoint: Path, sounds: Path, tmp_path: Path
     assert "verify" in err
 
 
+def test_clips_without_labels_or_sound(
+    call: Call, checkpoint: Path, sounds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one counts in the errors alone, and the other is left out, as in `evaluate` and `check`."""
+    lines = (sounds / "sounds.csv").read_text().splitlines()
+    (tmp_path / "x.csv").write_text("\n".join([*lines[:-1], "5.wav,", "gone.wav,1"]) + "\n")
+    arguments = ["export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--window", 1, "--fp32", "--json"]
+    code, out, err = call(*arguments, "--data", tmp_path / "x.csv", "--audio-root", sounds)
+    assert code == 0, err
+    row = json.loads(out)["files"][-1]
+    assert row["clips"] == 6
+    waves = [soundfile.read(sounds / f"{i}.wav", dtype="float32")[0][:16_000] for i in range(5)]
+    probs = [Tagger(tmp_path / "b").hear(wave) for wave in waves]
+    targets = np.zeros((5, N_CLASSES), bool)
+    targets[np.arange(5), np.arange(5) % 3] = True
+    assert row["mean_ap"] == pytest.approx(average_precision_score(targets[:, :3], np.stack(probs)[:, :3]), abs=1e-6)
+    assert "1 of 7 clips left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -197,11 +217,11 @@ def test_what_fails_verification_is_not_written(
 def test_calibration_clips_come_from_shards_without_labels(sounds: Path, tmp_path: Path, call: Call) -> None:
     code, _, err = call("pack", sounds / "sounds.csv", "--out", tmp_path / "pack", "--clips-per-shard", 4)
     assert code == 0, err
-    waves = calibration_waves(tmp_path / "pack", 16_000, clips=4)
-    known = [soundfile.read(p, dtype="float32")[0] for p in sorted(sounds.glob("*.wav"))]
+    waves = calibration_waves(tmp_path / "pack", 16_000, 15_000, clips=4)
+    known = [soundfile.read(p, dtype="float32")[0][:15_000] for p in sorted(sounds.glob("*.wav"))]
     assert len(waves) == 4
     for wave in waves:
         assert any(len(wave) == len(k) and np.abs(wave - k).max() < 1e-3 for k in known)
     (tmp_path / "pack" / "shard-000000.tar").write_bytes(b"")
     with pytest.raises(Exception, match="no shard of a pack"):
-        calibration_waves(tmp_path / "pack", 16_000)
+        calibration_waves(tmp_path / "pack", 16_000, 15_000)
