@@ -22,8 +22,8 @@ Float32 = NDArray[np.float32]
 _ACTIVATIONS = {
     ("onnx", "int8"): "uint8 per tensor, ranges at run time; attention float32",
     ("tflite", "int8"): "int8 per token, ranges at run time; attention float32",
-    ("onnx", "int8-static"): "uint8 per tensor, calibrated in the blocks, attention included",
-    ("tflite", "int8-static"): "int8 per tensor, calibrated in the blocks, attention included",
+    ("onnx", "int8-static"): "uint8 per tensor, calibrated, attention included; patches and head float32",
+    ("tflite", "int8-static"): "int8 per tensor, calibrated, attention included; patches and head at run time",
 }
 
 
