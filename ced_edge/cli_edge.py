@@ -69,7 +69,7 @@ def info(bundle: Path | None, as_json: bool) -> None:
 def _info_text(b: Bundle) -> str:
     front = b.spec.frontend
     shapes = {"waveform": f"(batch, {b.window_samples})", "mel": f"(batch, {front.n_mels}, {b.window_frames})"}
-    reference = b.reference or {}
+    metrics = (b.reference or {}).get("metrics", {})
     rows = [
         ("bundle", str(b.folder)),
         ("model", f"CED {b.spec.name}: width {b.spec.width}, {b.spec.heads} heads, {b.spec.depth} blocks"),
@@ -78,7 +78,7 @@ def _info_text(b: Bundle) -> str:
         ("output", f"{b.output} (batch, {b.spec.n_classes}) float32"),
         ("checkpoint", b.checkpoint_sha256),
         ("labels", b.labels_hash),
-        *((f"reference {name}", f"{value:g}") for name, value in reference.items() if isinstance(value, int | float)),
+        *((f"reference {name}", f"{value:g}") for name, value in metrics.items() if isinstance(value, int | float)),
         *((f"made with {name}", version) for name, version in b.versions.items()),
     ]
     width = max(len(f.name) for f in b.files)

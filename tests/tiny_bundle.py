@@ -91,7 +91,7 @@ def write_bundle(
         files=(model_file(path, "fp32"),),
         checkpoint_sha256="0" * 64,
         labels_sha256=sha256_file(folder / LABELS_NAME),
-        reference={"mean_ap": 0.5},
+        reference={"metrics": {"mean_ap": 0.5}},
         versions={"torch": torch.__version__},
     )
     bundle.write()
