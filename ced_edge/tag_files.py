@@ -76,7 +76,7 @@ def tag_files(
             yield tags
             if stopped.is_set():
                 return
-        if not done[i]:
+        if not done[i]:  # no window came
             raise AudioError(str(path), "too short: not one sample")
 
     with concurrent.futures.ThreadPoolExecutor(max(1, min(jobs, len(paths)))) as pool:
