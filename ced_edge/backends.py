@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ced_edge.artifact import LABELS_NAME
 from ced_edge.errors import CedEdgeError, InputError
 
 TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
@@ -46,7 +49,7 @@ class Backend(Protocol):
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     metadata: dict[str, str]
-    """Free text the file carries (ONNX metadata_props; empty for TFLite)."""
+    """Text in the file: ONNX metadata_props; of TFLite the packed label file, as `labels`, which is a JSON list too."""
 
     def run(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         """Arrays in the order of `inputs` -> arrays in the order of `outputs`, the caller's to keep.
@@ -117,7 +120,7 @@ class TfliteBackend:
         self._out: list[dict[str, Any]] = self._interpreter.get_output_details()
         self.inputs = tuple(_tflite_port(d) for d in self._in)
         self.outputs = tuple(_tflite_port(d) for d in self._out)
-        self.metadata: dict[str, str] = {}
+        self.metadata = _packed_labels(path)
         self._shapes = [tuple(d["shape"].tolist()) for d in self._in]
 
     def run(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
@@ -148,6 +151,13 @@ class TfliteBackend:
             self._interpreter.resize_tensor_input(d["index"], shape, strict=False)
         self._interpreter.allocate_tensors()
         self._shapes = shapes
+
+
+def _packed_labels(path: Path) -> dict[str, str]:
+    """The label file that MediaPipe reads: behind the model there is a zip archive."""
+    with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(path) as archive:
+        return {"labels": json.dumps(archive.read(LABELS_NAME).decode(errors="replace").splitlines())}
+    return {}
 
 
 def _tflite_runtime(path: Path) -> tuple[Any, str]:

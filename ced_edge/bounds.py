@@ -27,16 +27,18 @@ class Bounds:
     Clips that a file's window cuts or fills up otherwise than the checkpoint heard them are a case of their own: a
     .tflite file has one fixed input, and a shorter clip is repeated to fill it. What that changes (0.05 and more in
     single probabilities) is no fault of the conversion, so such clips are not held to the reference's probabilities,
-    and the mAP may fall by `max_window_drop` more. A quantised file is then held to the fp32 file beside it, which
-    hears the same. Over clips of exactly a window, or in a file with a free time axis, nothing is let off.
+    and the mAP may fall by `max_window_drop` more. They are held to the fp32 .onnx of the bundle instead, which is
+    given the same to hear. Over clips of exactly a window, or in a file with a free time axis, nothing is let off.
     """
 
     max_drop: float = _bound(NONE, "Largest loss of mAP.")
     max_class_drop: float = _bound(NONE, "Largest loss of average precision of any class.")
     max_error: float = _bound(NONE, "Largest difference of any probability.")
-    max_noise: float = _bound(NONE, "Largest noise in the probabilities: see `Comparison.noise`.")
+    max_noise: float = _bound(
+        NONE, "Largest RMS error of probabilities, as a share of how far they vary between clips."
+    )
     min_top1: float = _bound(0.0, "Smallest share of clips whose likeliest class is the same.")
-    max_window_drop: float = _bound(0.01, "mAP that a window other than the checkpoint's may cost besides.")
+    max_window_drop: float = _bound(0.01, "Loss of mAP allowed besides where a fixed window repeats or cuts clips.")
     max_latency_ms: float = _bound(NONE, "Longest median time for a full window.")
     max_size_mb: float = _bound(NONE, "Largest model file, in 1e6 bytes.")
     max_memory_mb: float = _bound(NONE, "Most memory of a process that tags, in 1e6 bytes.")
@@ -94,6 +96,8 @@ def read_bounds(folder: Path, flags: Mapping[str, float | None]) -> dict[str, Bo
     path, section = folder / "pyproject.toml", "[tool.ced-edge.check]"
     table: Any = read_toml(path) if path.exists() else {}
     for key in ("tool", "ced-edge", "check"):
+        if key == "check" and (others := sorted(set(table) - {key})):
+            raise InputError(f"{path}: unknown table [tool.ced-edge.{others[0]}]; there is {section}")
         table = table.get(key, {})
         if not isinstance(table, Mapping):
             raise InputError(f"{path}: {section} must be a table")

@@ -98,7 +98,8 @@ def check(
     named = zip(tables.names([r.file for r in results]), results, strict=True)
     lost = [f"{name} on {r.runtime}: {what}" for name, r in named for what in r.broken]
     if lost:
-        raise CedEdgeError(f"{len(lost)} bounds are broken: {'; '.join(lost)}")
+        count = "1 bound is" if len(lost) == 1 else f"{len(lost)} bounds are"
+        raise CedEdgeError(f"{count} broken: {'; '.join(lost)}")
 
 
 @click.command()

@@ -79,8 +79,10 @@ def check_rows(results: Sequence[Result]) -> list[list[str]]:
 
 
 def _errors(r: Result) -> list[str]:
-    c = r.reference if r.reference.clips else r.fp32
-    return [f"{c.max_error:.1e}", f"{c.mean_error:.1e}", f"{c.noise:.3f}", f"{c.top1:.3f}"] if c else [""] * 4
+    c = r.fp32 or r.reference
+    if not c.clips:
+        return [""] * 4
+    return [f"{c.max_error:.1e}", f"{c.mean_error:.1e}", f"{c.noise:.3f}", f"{c.top1:.3f}"]
 
 
 def bench_rows(timings: Sequence[Timing]) -> list[list[str]]:
@@ -116,9 +118,9 @@ def notes(results: Sequence[Result]) -> list[str]:
         found.append(f"{name} on {r.runtime}: " + (f"lost most: {', '.join(worst)}" if worst else "no class lost"))
         if r.alike < r.clips:
             found.append(
-                f"{name} on {r.runtime}: {r.clips - r.alike} of {r.clips} clips are cut or filled up otherwise than "
-                f"the checkpoint heard them; errors are "
-                + (f"over the other {r.alike}" if r.alike else "against the fp32 file" if r.fp32 else "not told")
+                f"{name} on {r.runtime}: {r.clips - r.alike} of {r.clips} clips were cut or filled differently "
+                "from the reference; "
+                + ("they are held to the fp32 file that heard the same" if r.fp32 else "only their mAP is held to it")
             )
         if r.stream_difference is not None:
             equal = "exactly as heard whole" if r.stream_difference == 0 else f"differs by {r.stream_difference:.2g}"

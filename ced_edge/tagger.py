@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,7 @@ class Tagger:
         self.file, self.backend = _load(self.bundle, self.bundle.fitting(file, kind, format), threads)
         self.path = self.bundle.path(self.file)
         self._steps = _input_steps(self.bundle, self.backend, self.path)
+        _check_labels(self.backend, self.path)
 
     @property
     def rate_hz(self) -> int:
@@ -213,6 +216,15 @@ def _input_steps(bundle: Bundle, backend: Backend, path: Path) -> int:
                 "export the bundle again"
             )
     return backend.inputs[0].shape[-1]
+
+
+def _check_labels(backend: Backend, path: Path) -> None:
+    """What other programs read from the file must be the names of its outputs."""
+    told = backend.metadata.get("labels")
+    with contextlib.suppress(ValueError):
+        if told is None or json.loads(told) == [label.name for label in labels()]:
+            return
+    raise InputError(f"{path} carries other labels than the bundle, or another order of them: export the bundle again")
 
 
 def _agrees(port: Port, name: str, shape: tuple[int, ...], any_name: bool) -> bool:

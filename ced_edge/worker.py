@@ -22,12 +22,16 @@ from numpy.typing import NDArray
 from ced_edge import backends
 from ced_edge.artifact import Bundle, ModelFile
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.tagger import StreamingTagger, Tagger, mean_probs, tag_stream
+from ced_edge.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_stream
+from ced_edge.windows import chunks, times_s
 
 Float32 = NDArray[np.float32]
 
 ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
 """Module and the package that brings it."""
+
+STREAM_WINDOW_S = 2.0
+"""What `stream_difference` hears at once, at most, every half of it: as `ced-edge listen` does."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ def targets(bundle: Bundle, runtime: str | None = None, **wanted: str | None) ->
     return found
 
 
+def yardstick(target: Target) -> Target | None:
+    """The fp32 file that can hear whatever `target` hears: the .onnx beside it, else the one of its own format."""
+    for format in dict.fromkeys(("onnx", target.file.format)):
+        runtimes = [target.runtime] if format == target.file.format else installed(format)
+        fp32 = [f for f in target.bundle.files if (f.kind, f.format) == ("fp32", format) and f != target.file]
+        if runtimes and fp32:
+            return Target(target.bundle, fp32[0], runtimes[0])
+    return None
+
+
 class Worker:
     """A child process that has loaded one model file. A context manager; it dies with its parent.
 
@@ -89,12 +103,15 @@ class Worker:
             self.close()
             raise
 
-    def predict(self, wave: Float32) -> Float32:
-        """Samples (n,) at the model's rate, any length -> probabilities (n_classes,)."""
-        return np.asarray(self._ask("predict", wave), np.float32)
+    def predict(self, wave: Float32, filled: bool = False) -> Float32:
+        """Samples (n,) at the model's rate, any length -> probabilities (n_classes,).
+
+        With `filled` it hears short windows as a file of `fixed` length does: repeated.
+        """
+        return np.asarray(self._ask("predict", wave, filled), np.float32)
 
     def stream_difference(self, wave: Float32, pieces: Sequence[int]) -> float:
-        """Largest difference between the windows of `wave` heard whole and in pieces of these lengths; 0 is right."""
+        """Largest difference between overlapping windows of `wave` in a stream of such pieces and each on its own."""
         return float(self._ask("stream_difference", wave, list(pieces)))
 
     def seconds(self, wave: Float32, repeats: int) -> list[float]:
@@ -155,17 +172,25 @@ class _Served:
             name = f"{runtime} {importlib.metadata.version(runtime)}"
         return seconds, name, backend.inputs[0].shape[-1] > 0
 
-    def predict(self, wave: Float32) -> Float32:
-        return self.tagger.predict(wave)
+    def predict(self, wave: Float32, filled: bool) -> Float32:
+        if not filled:
+            return self.tagger.predict(wave)
+        window = self.tagger.bundle.window_samples
+        spans = chunks(len(wave), window)
+        heard = [self.tagger.hear(np.resize(wave[start:stop], window)) for start, stop in spans]
+        rate_hz = self.tagger.rate_hz
+        return mean_probs([Tags(*times_s(span, rate_hz), probs) for span, probs in zip(spans, heard, strict=True)])
 
     def stream_difference(self, wave: Float32, pieces: list[int]) -> float:
-        whole = self.tagger.tag(wave)
+        window_s = min(STREAM_WINDOW_S, self.tagger.bundle.window_s)
+        stream = StreamingTagger(self.tagger, window_s, window_s / 2)
         cut = [(piece, None) for piece in np.split(wave, np.cumsum(pieces)) if len(piece)]
-        heard = list(tag_stream(StreamingTagger(self.tagger), cut))
-        if [(t.start_s, t.end_s) for t in whole] != [(t.start_s, t.end_s) for t in heard]:
+        heard = list(tag_stream(stream, cut))
+        spans = chunks(len(wave), stream.window, stream.hop)
+        if [(t.start_s, t.end_s) for t in heard] != [times_s(span, self.tagger.rate_hz) for span in spans]:
             return float("inf")
-        windows = max(float(np.abs(a.probs - b.probs).max()) for a, b in zip(whole, heard, strict=True))
-        return max(windows, float(np.abs(mean_probs(whole) - mean_probs(heard)).max()))
+        alone = [self.tagger.hear(wave[start:stop]) for start, stop in spans]
+        return max(float(np.abs(t.probs - probs).max()) for t, probs in zip(heard, alone, strict=True))
 
     def seconds(self, wave: Float32, repeats: int) -> list[float]:
         self.tagger.predict(wave)
