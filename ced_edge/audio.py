@@ -6,6 +6,7 @@ A wav or ogg that was cut short is used as far as it goes: such files often carr
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -57,7 +58,10 @@ def _opened(source: Path | BinaryIO) -> Iterator[soundfile.SoundFile]:
             raise AudioError(name, "not a file")
         if isinstance(source, Path) and source.stat().st_size == 0:
             raise AudioError(name, "empty file")
-        f = soundfile.SoundFile(source)
+        if isinstance(source, Path):
+            os.close(os.open(source, os.O_RDONLY))  # libsndfile would call it no audio, whatever the reason
+        # As bytes: a name may be none of the locale's.
+        f = soundfile.SoundFile(os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source)
     except AudioError:
         raise
     except OSError as e:

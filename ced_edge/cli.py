@@ -45,7 +45,7 @@ class LazyGroup(click.Group):
             command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as e:
             extra = {"distill": "train", "export": "export"}.get(module.partition(".")[0], "all")
-            raise CedEdgeError(f"`ced-edge {cmd_name}` needs {e.name}: pip install 'ced-edge[{extra}]'") from e
+            raise CedEdgeError(f"`ced-edge {cmd_name}` needs {e.name}: pip install '.[{extra}]'") from e
         assert isinstance(command, click.Command)
         return command
 
@@ -69,8 +69,13 @@ def main() -> None:
     debug = "--debug" in sys.argv[1:]
     try:
         cli.main([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
-    except click.ClickException as e:
+    except click.exceptions.NoArgsIsHelpError as e:
         e.show()
+        sys.exit(e.exit_code)
+    except click.ClickException as e:
+        name = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else ""
+        asked = f" ({name} --help)" if name else ""
+        click.echo(f"ced-edge: {' '.join(e.format_message().split())}{asked}", err=True)
         sys.exit(e.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("ced-edge: stopped", err=True)

@@ -160,9 +160,10 @@ def parse_threads(text: str) -> list[int]:
     """`2`, `1,2,4` or `1-4` -> numbers of threads. Raises InputError."""
     try:
         parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
-        found = [n for p in parts if p for n in range(int(p[1]), int(p[2] or p[1]) + 1)]
-        if None in parts or not found or not 1 <= min(found) <= max(found) <= 256:
+        ends = [(int(p[1]), int(p[2] or p[1])) for p in parts if p]
+        if None in parts or not all(1 <= first <= last <= 256 for first, last in ends):
             raise ValueError
+        found = [n for first, last in ends for n in range(first, last + 1)]
     except ValueError as e:
         raise InputError(f"--threads {text}: give numbers from 1 on, such as 4, 1,2,4 or 1-4") from e
     return sorted(set(found))

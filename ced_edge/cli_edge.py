@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 FOLDER = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, readable=False)  # what cannot be read is told of file by file
 _SHOW_PROGRESS_S = 1.0
 
 
@@ -132,6 +132,8 @@ def tag(
         require_matplotlib()
         if len(paths) != 1:
             raise InputError(f"--plot draws one file, not {len(paths)}")
+        if plot.suffix.lower() != ".png":
+            raise InputError(f"--plot {plot} writes a PNG: give it a name that ends in .png")
     tagger = load_tagger(**model)
     bad = 0
     write = _csv_writer(top, threshold) if as_csv else _writer(as_json, top, threshold)
@@ -179,8 +181,8 @@ def _csv_writer(top: int, threshold: float) -> Callable[[Any], None]:
 
     def put(*row: object) -> None:
         line = io.StringIO()
-        csv.writer(line, lineterminator="").writerow(row)
-        click.echo(line.getvalue())
+        csv.writer(line, lineterminator="\n").writerow(row)
+        click.echo(line.getvalue(), nl=False)
 
     def write(done: Any) -> None:
         for t in done.tags:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ced_edge.tagger import Tags
 _COLUMNS = 1_500
 """Most columns of a spectrogram; of more frames the loudest is drawn."""
 _RANGE_DB = 80.0
+_FAINT_DB = -20.0
 _TICKS_HZ = (250, 500, 1_000, 2_000, 4_000)
 
 
@@ -71,14 +73,16 @@ def plot_tags(out: Path, path: Path, tags: Sequence[Tags], spec: FrontendSpec, t
     mel, step_s = spectrogram(path, spec, seconds)
     figure = Figure(figsize=(10.0, 3.6 + 0.3 * top), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.6, 0.4 + 0.3 * top])
-    loudest, width_s = float(mel.max()), mel.shape[1] * step_s
+    # Of a faint file no more than this is drawn as loud.
+    loudest, width_s = max(float(mel.max()), _FAINT_DB), mel.shape[1] * step_s
     picture = above.imshow(
         mel, origin="lower", aspect="auto", extent=(0.0, width_s, 0.0, spec.n_mels), interpolation="nearest",
         cmap="magma", vmin=loudest - _RANGE_DB, vmax=loudest,
     )  # fmt: skip
     low, high = hz_to_mel(spec.f_min_hz), hz_to_mel(spec.f_max_hz)
     above.set_yticks([float((hz_to_mel(f) - low) / (high - low)) * spec.n_mels for f in _TICKS_HZ], map(str, _TICKS_HZ))
-    above.set(ylabel="Hz (mel scale)", title=path.name)
+    above.set(ylabel="Hz (mel scale)")
+    above.set_title(path.name.encode(errors="replace").decode(), parse_math=False)
     timeline = below.pcolormesh(
         borders_s(tags), np.arange(top + 1) - 0.5, probs.T[best], cmap="Blues", vmin=0.0, vmax=1.0
     )
@@ -89,5 +93,6 @@ def plot_tags(out: Path, path: Path, tags: Sequence[Tags], spec: FrontendSpec, t
     below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: clock(x)))
     figure.colorbar(picture, ax=above, label="dB")
     figure.colorbar(timeline, ax=below, label="probability")
-    with atomic_path(out) as p:
+    with atomic_path(out) as p, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # of a name in a script the font lacks
         figure.savefig(p, format="png", dpi=120)

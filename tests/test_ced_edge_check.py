@@ -185,7 +185,7 @@ def student(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if not (STUDENT / "model.safetensors").exists():
         pytest.skip(f"no student at {STUDENT}")
     if not find_spec("litert_torch"):
-        pytest.skip("no converter: pip install 'ced-edge[export]'")
+        pytest.skip("no converter: pip install '.[export]'")
     case = Case(tmp_path_factory.mktemp("student"))
     python("-m", "ced_edge", "export", STUDENT, "--out", case.bundle)
     chosen = read_manifest(shared / "audio" / "esc10.csv", "dev")[::2]
@@ -257,7 +257,7 @@ to_tflite(Tagger(model, waveform=False), Path(sys.argv[1]), 32_000)
 """
 
 
-@pytest.mark.skipif(not find_spec("litert_torch"), reason="no converter: pip install 'ced-edge[export]'")
+@pytest.mark.skipif(not find_spec("litert_torch"), reason="no converter: pip install '.[export]'")
 def test_litert_beside_onnx(own: Case) -> None:
     path = own.bundle / "24x2-fp32.tflite"
     python("-c", CONVERT, path, 0)

@@ -133,7 +133,7 @@ def test_whatever_is_raised_becomes_one_line(
 
 def test_a_missing_library_is_named_with_its_extra(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distill.cli", None)
-    refused(call("train"), 1, "`ced-edge train` needs distill.cli: pip install 'ced-edge[train]'")
+    refused(call("train"), 1, "`ced-edge train` needs distill.cli: pip install '.[train]'")
 
 
 # Packing.
