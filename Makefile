@@ -24,8 +24,12 @@ bench: .venv/ready  ## training and teaching speed, as ratios in one run
 # The other programs that `pytest -m interop` runs on our files, each in a place of its own.
 interop: $(patsubst %,.venv/interop/%/ready,mediapipe sherpa-onnx tensorflow tflite-runtime onnxruntime-web)
 
-arm: .venv/ready  ## numerics of a bundle on ARM, emulated: make arm BUNDLE=folder
+BUNDLE ?= .venv/bundle
+arm: .venv/ready $(BUNDLE)  ## numerics of a bundle on ARM, emulated: make arm, or make arm BUNDLE=folder
 	$(BIN)/python interop/arm.py $(BUNDLE)
+
+.venv/bundle:
+	$(BIN)/ced-edge export students/tiny-esc10-pool --int8 --out $@
 
 # tflite-runtime has no wheels for a Python after 3.11.
 INTEROP_PYTHON ?= python3.11
