@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import queue
 import sys
 import threading
+import time
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,12 @@ from test_ced_edge_streaming import Loudness
 
 from ced_edge import sources
 from ced_edge.audio import AudioError
-from ced_edge.errors import InputError
+from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.events import Event, EventRule, Events
 from ced_edge.live import Heard, listen
 from ced_edge.microphone import Microphone
 from ced_edge.show import Screen, clock
-from ced_edge.sources import FileSource, PcmSource, Piece
+from ced_edge.sources import FileSource, PcmSource, Piece, PieceQueue
 from ced_edge.tagger import StreamingTagger, Tags
 
 RATE = 16_000
@@ -173,36 +176,105 @@ class Clock:
 
 
 class Pipe:
-    """A pipe into which `pace` seconds of audio come in every second."""
+    """A pipe into which audio comes when it is told, with the time that goes by before; so it is heard in step."""
 
-    def __init__(self, clock: Clock, pace: float) -> None:
-        self._clock, self._pace, self.ended = clock, pace, threading.Event()
-        self.begun = threading.Event()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, piece_s: float = 0.1) -> None:
+        self.clock, self._piece_s = Clock(), piece_s
+        self._waits_s: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        monkeypatch.setattr(sources, "time", self.clock)
+        monkeypatch.setattr(sources, "PIECE_S", piece_s)
+        self.source = PcmSource(self, RATE, 1, "s16le")  # type: ignore[arg-type]
 
     def read(self, n: int) -> bytes:
-        self.begun.wait()
-        self._clock.now += n / 2 / RATE / self._pace
-        return b"" if self.ended.is_set() else bytes(n)
+        wait_s = self._waits_s.get()
+        if wait_s is None:
+            return b""
+        self.clock.now += wait_s
+        return bytes(n)
+
+    def write(self, seconds: float, pace: float) -> None:
+        """So much audio, `pace` times as fast as the clock."""
+        for _ in range(round(seconds / self._piece_s)):
+            self._waits_s.put(self._piece_s / pace)
+
+    def hear(self, seconds: float, pace: float) -> set[bool]:
+        """Write, and read each piece as it comes; whether the source was live meanwhile."""
+        seen = set()
+        for _ in range(round(seconds / self._piece_s)):
+            self.write(self._piece_s, pace)
+            assert self.source.read(5.0)
+            seen.add(self.source.live)
+        return seen
+
+    def close(self) -> None:
+        self._waits_s.put(None)
+        assert self.source.read(5.0) is None
 
 
 @pytest.mark.parametrize(("pace", "live"), [(1.0, True), (0.9, True), (4.0, False)])
 def test_a_pipe_that_runs_ahead_of_the_clock_is_not_live(
     monkeypatch: pytest.MonkeyPatch, pace: float, live: bool
 ) -> None:
-    time = Clock()
-    monkeypatch.setattr(sources, "time", time)
-    pipe = Pipe(time, pace)
-    source = PcmSource(pipe, RATE, 1, "s16le")  # type: ignore[arg-type]
-    assert not source.live  # nothing is known yet
-    pipe.begun.set()
-    got = 0
-    while got < 20 * RATE:
-        got += sum(len(x) for x, _ in source.read(5.0) or [])
-    assert source.live == live
-    pipe.ended.set()
-    while source.read(5.0) is not None:
+    pipe = Pipe(monkeypatch)
+    assert not pipe.source.live
+    assert pipe.hear(4.8 * pace, pace) == {False}  # nothing is known yet
+    pipe.hear(1, pace)
+    assert pipe.hear(40, pace) == {live}
+    pipe.close()
+    assert not pipe.source.live  # it cannot get further behind
+
+
+def test_a_live_pipe_may_begin_with_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    assert pipe.hear(6, 1e9) == {False}
+    pipe.hear(6, 1.0)
+    assert pipe.hear(20, 1.0) == {True}
+    pipe.clock.now += 8  # the network hangs, and then all comes at once
+    pipe.hear(8, 1e9)
+    pipe.hear(6, 1.0)
+    assert pipe.hear(20, 1.0) == {True}
+    pipe.close()
+
+
+def test_a_sound_card_may_be_fast_for_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch, piece_s=1.0)
+    pipe.hear(10, 1.0002)
+    assert pipe.hear(24 * 3_600, 1.0002) == {True}
+    pipe.close()
+
+
+def test_a_pipe_whose_writer_waits_for_us_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    pipe.hear(10, 1.0)
+    assert pipe.source.live
+    pipe.write(31, 1.0)
+    assert not wait_while(lambda: pipe.source.live)
+    assert pipe.source.read(5.0)
+    assert not pipe.source.live  # the pace was ours
+    while pipe.source.read(0.1):
         pass
-    assert not source.live  # it cannot get further behind
+    pipe.hear(6, 1.0)
+    assert pipe.source.live
+    pipe.close()
+
+
+def wait_while(on: Callable[[], bool], limit_s: float = 5.0) -> bool:
+    """Whether it is still on at the end."""
+    end_s = time.monotonic() + limit_s
+    while on() and time.monotonic() < end_s:
+        time.sleep(0.001)
+    return on()
+
+
+def test_what_was_received_before_an_error_is_not_lost() -> None:
+    waiting, piece = PieceQueue(), (np.zeros(1_600, np.float32), RATE)
+    for _ in range(3):
+        waiting.put(piece)
+    waiting.end(InputError("torn"))
+    assert not waiting.live
+    assert waiting.read(5.0) == [piece] * 3
+    with pytest.raises(InputError, match="torn"):
+        waiting.read(5.0)
 
 
 @pytest.fixture
@@ -257,9 +329,26 @@ def test_a_microphone_from_opening_to_closing(portaudio: Any) -> None:
 
 def test_a_microphone_that_nobody_reads_blocks_nothing(portaudio: Any) -> None:
     mic = Microphone()
+    callback, piece = portaudio.stream.options["callback"], np.zeros((4_410, 1), np.float32)
     for _ in range(400):
-        portaudio.stream.options["callback"](np.zeros((1, 1)), 1, None, types.SimpleNamespace(input_overflow=False))
-    assert mic.overflows == 100
+        callback(piece, 4_410, None, types.SimpleNamespace(input_overflow=False))
+    assert mic.overflows == pytest.approx(100, abs=1)
+    mic.close()
+
+
+@pytest.mark.parametrize("pieces", [0, 10, 400])
+def test_a_microphone_that_goes_away_is_told_of(portaudio: Any, pieces: int) -> None:
+    mic = Microphone()
+    options, piece = portaudio.stream.options, np.zeros((4_410, 1), np.float32)
+    for _ in range(pieces):
+        options["callback"](piece, 4_410, None, types.SimpleNamespace(input_overflow=False))
+    options["finished_callback"]()
+    assert not mic.live  # nothing it gave may be skipped for the sake of what will not come
+    received = mic.read(1.0) if pieces else []
+    assert received is not None
+    assert len(received) + mic.overflows == pieces
+    with pytest.raises(CedEdgeError, match="the microphone has gone: plug it in and start again"):
+        mic.read(1.0)
     mic.close()
 
 
