@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import queue
 import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ced_edge.live import Heard, listen
 from ced_edge.microphone import Microphone
 from ced_edge.show import Screen, clock
 from ced_edge.sources import FileSource, PcmSource, Piece, PieceQueue
-from ced_edge.tagger import StreamingTagger, Tags
+from ced_edge.tagger import StreamingTagger, Tags, tag_stream
 
 RATE = 16_000
 Float32 = NDArray[np.float32]
@@ -101,11 +102,79 @@ def test_the_last_events_are_flushed() -> None:
     assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, pytest.approx(1.05))]
 
 
-def test_stopping_hears_what_is_there_and_ends() -> None:
-    asked = iter([False, False, True])
-    heard, book = hear(Burst([0.25] * 100, live=True), stopped=lambda: next(asked))
-    assert heard.seconds == pytest.approx(0.5)
-    assert len(book.events) == 1
+@pytest.mark.parametrize("live", [True, False])
+def test_stopping_ends_the_events_and_hears_no_more(live: bool) -> None:
+    asked = iter([False] * 3)
+    heard, book = hear(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
+    assert heard.windows == 3
+    assert book.events[-1].end_s == book.seen[-1].end_s == heard.seconds
+
+
+def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
+    """Two seconds of sound at 48 kHz of which one sample is no number, in pieces of so many frames."""
+    wave = np.ones((2 * 48_000, 2), np.float32)
+    wave[:30_000] = 0
+    wave[at, 1] = np.nan
+    begin = 0
+    for n in itertools.cycle(cuts):
+        if begin >= len(wave):
+            return
+        yield [(wave[begin : begin + n], 48_000)]
+        begin += n
+
+
+class Pieces:
+    """A source of what it is given; an exception is raised."""
+
+    def __init__(self, given: Iterable[list[Piece] | Exception], live: bool = False) -> None:
+        self._given, self.live = iter(given), live
+
+    def read(self, wait_s: float) -> list[Piece] | None:
+        pieces = next(self._given, None)
+        if isinstance(pieces, Exception):
+            raise pieces
+        return pieces
+
+    def close(self) -> None:
+        pass
+
+
+def fails(source: Any, error: str) -> tuple[Heard, Notebook]:
+    """What is heard of a source before its error."""
+    heard, book = Heard(), Notebook()
+    stream = StreamingTagger(Loudness(0.2), hop_s=0.1)  # type: ignore[arg-type]
+    with pytest.raises(CedEdgeError, match=error):
+        listen(source, stream, Events(EventRule(), 2), book, heard=heard)
+    return heard, book
+
+
+@pytest.mark.parametrize("cuts", [[96_000], [64_000], [1_000], [1, 4_800, 77], [65_537]])
+@pytest.mark.parametrize("at", [0, 64_000, 95_999])
+def test_what_came_before_a_nan_is_heard_however_it_is_cut(cuts: list[int], at: int) -> None:
+    heard, book = fails(Pieces(with_nan(cuts, at)), rf"the sample at {at / 48_000:.3f} s \(index {at}\) is NaN")
+    whole = StreamingTagger(Loudness(0.2), hop_s=0.1)  # type: ignore[arg-type]
+    wave = np.ones((at, 2), np.float32)
+    wave[:30_000] = 0
+    expected = list(tag_stream(whole, [(wave, 48_000)] if at else []))
+    assert [(t.start_s, t.end_s) for t in book.seen] == [(t.start_s, t.end_s) for t in expected]
+    assert all(np.array_equal(a.probs, b.probs) for a, b in zip(book.seen, expected, strict=True))
+    assert heard.windows == len(expected)
+    assert [e.index for e in book.events] == ([1, 0] if at else [])
+    assert all(e.end_s == heard.seconds for e in book.events[1:])
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_came_before_a_source_fails_is_heard(live: bool) -> None:
+    piece = (np.ones(RATE // 4, np.float32), RATE)
+    heard, book = fails(Pieces([[piece], [piece], [piece], CedEdgeError("gone")], live), "gone")
+    assert (heard.seconds, heard.skipped) == (0.75, 0)
+    assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, 0.75)]
+
+
+def test_another_rate_in_the_middle() -> None:
+    piece = np.ones(RATE // 2, np.float32)
+    heard, _ = fails(Pieces([[(piece, RATE)], [(piece, 8_000)]]), "was given samples of 8000 Hz")
+    assert heard.seconds == 0.5
 
 
 def test_a_file_is_heard_whole(tmp_path: Path) -> None:

@@ -328,6 +328,23 @@ def test_a_rate_that_cannot_be(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     refused(call("listen", "-", "--rate", 5, "--bundle", bundle()), 2, "a rate of 5 Hz is not between")
 
 
+def test_listen_tells_what_it_heard_before_an_error(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = load(tones(tmp_path / "x.wav"), 16_000)
+    wave[50_000] = np.nan
+    soundfile.write(tmp_path / "x.wav", wave, 16_000, subtype="FLOAT")
+    args = ("--bundle", bundle(), "--json", "--on", 0.5, "--off", 0.4)
+    by_file = call("listen", tmp_path / "x.wav", *args)
+    refused(by_file, 2, "the sample at 3.125 s (index 50000) is NaN")
+    assert by_file[2].startswith("ced-edge: heard 3.1 s in 4 windows\n")
+    lines = list(map(json.loads, by_file[1].splitlines()))
+    assert [x["end_s"] for x in lines if x["type"] == "tags"] == [2, 2.5, 3, 3.125]
+    assert lines[-1]["type"] == "event"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(wave.astype("<f4").tobytes())))
+    assert call("listen", "-", "--format", "f32le", *args) == by_file
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_cleanly_with_the_last_events(tmp_path: Path, number: signal.Signals) -> None:
     """In a process of its own, whose stdin stays open."""
