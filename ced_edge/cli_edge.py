@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -39,6 +40,13 @@ def newest_bundle() -> Path:
     return manifests[-1].parent
 
 
+def _a_number(context: click.Context, option: click.Parameter, value: float) -> float:
+    """A range lets NaN through."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number.", context, option)
+    return value
+
+
 def model_options(command: F) -> F:
     """--bundle, --kind, --runtime, --window, --hop, --top and --threshold."""
     for option in reversed(
@@ -51,7 +59,13 @@ def model_options(command: F) -> F:
             click.option(
                 "--top", type=click.IntRange(1, N_CLASSES), default=5, show_default=True, help="Tags to show."
             ),
-            click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Least probability to show."),
+            click.option(
+                "--threshold",
+                type=click.FloatRange(0, 1),
+                callback=_a_number,
+                default=0.0,
+                help="Least probability to show.",
+            ),
         ]
     ):
         command = option(command)

@@ -104,7 +104,7 @@ def _accept(stream: StreamingTagger, samples: Float32, rate_hz: int) -> None:
     try:
         stream.accept(samples, rate_hz)
     except CedEdgeError:
-        bad = np.flatnonzero(~np.isfinite(samples.reshape(len(samples), -1)).all(axis=1))
+        bad = np.nonzero(~np.isfinite(samples))[0]
         if len(bad):
             stream.accept(samples[: bad[0]], rate_hz)
         raise

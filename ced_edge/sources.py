@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -151,7 +153,7 @@ class PcmSource(PieceQueue):
     def _read_pipe(self) -> None:
         frame = self._channels * self._dtype.itemsize
         rest, at_once = b"", frame * max(1, round(PIECE_S * self._rate_hz))
-        while data := self._pipe.read(at_once):
+        while data := self._next(at_once):
             if not self._marks:
                 if data[:4] in (b"RIFF", b"OggS", b"fLaC"):
                     raise InputError("stdin holds an audio file, not raw PCM: `arecord -t raw`, `ffmpeg -f s16le`")
@@ -168,6 +170,15 @@ class PcmSource(PieceQueue):
             self.put((piece, self._rate_hz))
             if held:
                 self._live_from_s = time.monotonic() + _PACE_S
+
+    def _next(self, most: int) -> bytes:
+        """Bytes as soon as there are any, none at the end. A pipe may be non-blocking: others set that for all."""
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                data: bytes | None = self._pipe.read(most)
+                if data is not None:
+                    return data
+            select.select([self._pipe], [], [])
 
     def _judge_pace(self, seconds: float) -> None:
         now = time.monotonic()

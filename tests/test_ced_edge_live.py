@@ -171,10 +171,11 @@ def test_what_came_before_a_source_fails_is_heard(live: bool) -> None:
     assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, 0.75)]
 
 
-def test_another_rate_in_the_middle() -> None:
-    piece = np.ones(RATE // 2, np.float32)
+@pytest.mark.parametrize("frames", [RATE // 2, 0])
+def test_another_rate_in_the_middle(frames: int) -> None:
+    piece = np.ones(frames, np.float32)
     heard, _ = fails(Pieces([[(piece, RATE)], [(piece, 8_000)]]), "was given samples of 8000 Hz")
-    assert heard.seconds == 0.5
+    assert heard.seconds == frames / RATE
 
 
 def test_a_file_is_heard_whole(tmp_path: Path) -> None:
@@ -220,6 +221,32 @@ def test_pieces_are_short_so_that_answers_need_not_wait() -> None:
     source = PcmSource(io.BytesIO(bytes(2 * RATE)), RATE, 1, "s16le")
     while (pieces := source.read(5.0)) is not None:
         assert all(len(x) <= RATE // 10 for x, _ in pieces)
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_pipe_that_does_not_block_is_waited_for(raises: bool) -> None:
+    back, front = os.pipe()
+    os.set_blocking(back, False)
+
+    class Raises:
+        """A pipe that says in the other way that nothing is there."""
+
+        def fileno(self) -> int:
+            return back
+
+        def read(self, n: int) -> bytes:
+            return os.read(back, n)
+
+    with os.fdopen(back, "rb") as pipe:
+        source = PcmSource(Raises() if raises else pipe, RATE, 1, "s16le")  # type: ignore[arg-type]
+        for _ in range(3):
+            assert source.read(0.05) == []
+            os.write(front, bytes(200))
+            pieces = source.read(5.0)
+            assert pieces is not None
+            assert sum(len(x) for x, _ in pieces) == 100
+        os.close(front)
+        assert source.read(5.0) is None
 
 
 def test_a_container_on_stdin_is_not_taken_for_samples(tmp_path: Path) -> None:
@@ -466,6 +493,20 @@ def test_the_screen_is_drawn_in_place(capsys: pytest.CaptureFixture[str], monkey
     assert frames[2].splitlines()[0] == "   0:01.0 -    0:02.5  Dog (at most 0.93)"
     assert frames[2].splitlines()[1:] == frames[1].splitlines()  # and the tags again below it
     assert len(frames) == 3
+
+
+def test_the_screen_is_no_higher_than_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "4")
+    screen = Screen(10, 0.0, False)
+    for i in range(2):
+        screen.tags(Tags(i, i + 2.0, np.zeros(527, np.float32)), [], Heard())
+    first, second = capsys.readouterr().out.split("\x1b[3F\x1b[J")
+    assert len(first.splitlines()) == len(second.splitlines()) == 3  # and a row for the cursor
+    screen.note("it stays")
+    screen.note("and this")
+    assert capsys.readouterr().out.count("\x1b[3F\x1b[J") == 2
 
 
 @pytest.mark.parametrize(

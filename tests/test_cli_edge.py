@@ -192,6 +192,7 @@ def test_info(call: Call) -> None:
         (("--bundle", "nowhere"), "no such bundle: nowhere"),
         (("--top", 0), "0 is not in the range 1<=x<=527"),
         (("--threshold", 2), "2.0 is not in the range"),
+        (("--threshold", "nan"), "Invalid value for '--threshold': nan is no number"),
     ],
 )
 def test_tag_refuses(call: Call, audio: Path, args: tuple[object, ...], told: str) -> None:
@@ -281,13 +282,16 @@ def test_listen_to_a_file_and_to_stdin(call: Call, tmp_path: Path, monkeypatch: 
 
 def test_listen_as_text(call: Call, tmp_path: Path) -> None:
     path = tones(tmp_path / "x.wav")
-    code, out, _ = call("listen", path, "--bundle", bundle(), "--top", 1)
+    dog = ("--class", "Dog=0.001/0.001", "--on", 1)
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--top", 1, *dog)
     assert code == 0
     assert [line.split()[:3] for line in out.splitlines()][:2] == [["0:00.0", "-", "0:02.0"], ["0:00.5", "-", "0:02.5"]]
-    assert len(out.splitlines()) == 9  # windows of 2 s every 0.5 s
-    code, out, _ = call("listen", path, "--bundle", bundle(), "--events", "--class", "Dog=0.001/0.001", "--on", "1")
+    assert len(out.splitlines()) == 9 + 1  # windows of 2 s every 0.5 s, and an event
+    event = out.splitlines()[-1]
+    assert event.split()[:6] == ["0:00.0", "-", "0:06.0", "Dog", "(at", "most"]
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--events", *dog)
     assert code == 0
-    assert out.splitlines()[-1].split()[:4] == ["0:00.0", "-", "0:06.0", "Dog"]
+    assert out.splitlines() == [event]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,7 @@ def test_listen_as_text(call: Call, tmp_path: Path) -> None:
         (("-", "--channels", 0), "0 is not in the range"),
         (("-", "--rate", 0), "0 is not in the range"),
         (("-", "--top", 528), "528 is not in the range"),
+        (("x.wav", "--threshold", "nan"), "Invalid value for '--threshold': nan is no number"),
         (("-", "--format", "u8"), "'u8' is not one of 's16le', 'f32le'"),
         (("x.wav", "--on", 0.1), "on 0.1 and off 0.2: 0 < off <= on <= 1"),
         (("x.wav", "--smooth", 0), "smoothing over 0 windows"),
