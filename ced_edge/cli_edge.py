@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.spec import N_CLASSES
 
 if TYPE_CHECKING:
+    from ced_edge.live import Heard
     from ced_edge.tagger import Tagger
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,6 +40,13 @@ def newest_bundle() -> Path:
     return manifests[-1].parent
 
 
+def _a_number(context: click.Context, option: click.Parameter, value: float) -> float:
+    """A range lets NaN through."""
+    if math.isnan(value):
+        raise click.BadParameter("nan is no number.", context, option)
+    return value
+
+
 def model_options(command: F) -> F:
     """--bundle, --kind, --runtime, --window, --hop, --top and --threshold."""
     for option in reversed(
@@ -50,7 +59,13 @@ def model_options(command: F) -> F:
             click.option(
                 "--top", type=click.IntRange(1, N_CLASSES), default=5, show_default=True, help="Tags to show."
             ),
-            click.option("--threshold", type=click.FloatRange(0, 1), default=0.0, help="Least probability to show."),
+            click.option(
+                "--threshold",
+                type=click.FloatRange(0, 1),
+                callback=_a_number,
+                default=0.0,
+                help="Least probability to show.",
+            ),
         ]
     ):
         command = option(command)
@@ -247,12 +262,13 @@ def listen(
     """Tag the microphone, a file, or raw PCM on stdin (SOURCE `-`) live, and find events.
 
     By default windows of 2 s every 0.5 s. A machine that is too slow for a live source skips windows, and says how
-    many. A file is heard whole, and so is a pipe that runs ahead of the clock. Ctrl-C ends, after the last events.
+    many. A file is heard whole, and so is a pipe that runs ahead of the clock. Ctrl-C ends the last events, and stops.
 
     \b
     arecord -t raw -f S16_LE -r 48000 -c 2 | ced-edge listen - --rate 48000 --channels 2
     """
     from ced_edge.events import EventRule, Events
+    from ced_edge.live import Heard
     from ced_edge.live import listen as hear
     from ced_edge.show import show_in
     from ced_edge.tagger import StreamingTagger
@@ -263,12 +279,22 @@ def listen(
     stream = StreamingTagger(tagger, window_s, min(0.5, window_s) if hop_s is None else hop_s)
     events = Events(rule, tagger.bundle.spec.n_classes)
     show = show_in(as_json, sys.stdout.isatty(), top, threshold, events_only)
+    heard = Heard()
     with _until_told() as stopped, contextlib.closing(_source(source, **options)) as opened:
-        heard = hear(opened, stream, events, show, stopped)
+        try:
+            hear(opened, stream, events, show, stopped, heard)
+        except CedEdgeError:
+            if heard.windows:
+                _tell(heard, opened)
+            raise
+    _tell(heard, opened)
+
+
+def _tell(heard: Heard, source: Any) -> None:
     told = f"heard {heard.seconds:.1f} s in {heard.windows} windows"
     if heard.skipped:
         told += f"; skipped {heard.skipped}: this machine is too slow for this hop"
-    if lost := getattr(opened, "overflows", 0):
+    if lost := getattr(source, "overflows", 0):
         told += f"; samples were lost {lost} times"
     click.echo(f"ced-edge: {told}", err=True)
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
+from ced_edge.errors import CedEdgeError
 from ced_edge.events import Event, Events
-from ced_edge.sources import Source
+from ced_edge.sources import Float32, Source
 from ced_edge.tagger import StreamingTagger, Tags
 
 MAX_LAG_S = 0.5
@@ -42,11 +45,21 @@ class Show(Protocol):
 
 
 def listen(
-    source: Source, stream: StreamingTagger, events: Events, show: Show, stopped: Callable[[], bool] = lambda: False
+    source: Source,
+    stream: StreamingTagger,
+    events: Events,
+    show: Show,
+    stopped: Callable[[], bool] = lambda: False,
+    heard: Heard | None = None,
 ) -> Heard:
-    """Hear a source to its end, or until `stopped`; then its tail, and the events that were going on."""
-    heard, most = Heard(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
-    told = 0
+    """Hear a source to its end, its tail too, and then end the events that were going on.
+
+    Once `stopped`, only the events are ended, however much waits to be heard. Where the source fails or gives samples
+    that are no use, what came before is heard to the end, and then the CedEdgeError is raised; `heard`, if given, is
+    filled in all the same.
+    """
+    heard, most = heard or Heard(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
+    told, error = 0, None
 
     def hear_one() -> None:
         tags = stream.pop()
@@ -59,11 +72,15 @@ def listen(
 
     while not stopped():
         if source.live or not stream.ready():
-            pieces = source.read(0.0 if stream.ready() else _WAIT_S)
+            try:
+                pieces = source.read(0.0 if stream.ready() else _WAIT_S)
+                for samples, rate_hz in pieces or ():
+                    _accept(stream, samples, rate_hz)
+            except CedEdgeError as e:
+                error = e
+                break
             if pieces is None:
                 break
-            for samples, rate_hz in pieces:
-                stream.accept(samples, rate_hz)
         while source.live and stream.ready() > most:
             stream.skip()
             heard.skipped += 1
@@ -73,8 +90,21 @@ def listen(
         if stream.ready():
             hear_one()
     stream.finish()
-    while stream.ready():
+    while stream.ready() and not stopped():
         hear_one()
     for event in events.finish():
         show.event(event)
+    if error is not None:
+        raise error
     return heard
+
+
+def _accept(stream: StreamingTagger, samples: Float32, rate_hz: int) -> None:
+    """Of a piece with a sample that is no number, what comes before it; else an error would depend on the pieces."""
+    try:
+        stream.accept(samples, rate_hz)
+    except CedEdgeError:
+        bad = np.nonzero(~np.isfinite(samples))[0]
+        if len(bad):
+            stream.accept(samples[: bad[0]], rate_hz)
+        raise

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
 from typing import Any
 
 import numpy as np
 
-from ced_edge.errors import InputError
+from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.sources import PIECE_S, PieceQueue
 
 
 class Microphone(PieceQueue):
     """The default microphone or the one named, at its own rate and one channel."""
-
-    live = True
 
     def __init__(self, device: str | None = None) -> None:
         """Open it and begin. Raises InputError without the sounddevice package, PortAudio, or such a microphone."""
@@ -26,6 +22,7 @@ class Microphone(PieceQueue):
         except OSError as e:  # the package is there, the C library is not
             raise InputError(f"the microphone needs PortAudio ({e}): apt install libportaudio2") from e
         super().__init__()
+        self._closing = False
         self.overflows = 0
         """Times that samples were lost before anybody read them."""
         try:
@@ -39,7 +36,7 @@ class Microphone(PieceQueue):
                 channels=1,
                 dtype="float32",
                 callback=self._arrived,
-                finished_callback=self._ended_by_itself,
+                finished_callback=self._finished,
             )
             self._stream.start()
         except (sounddevice.PortAudioError, ValueError) as e:
@@ -50,15 +47,16 @@ class Microphone(PieceQueue):
 
     def _arrived(self, samples: Any, frames: int, time: Any, status: Any) -> None:
         self.overflows += bool(status.input_overflow)
-        try:
-            self.put((np.array(samples, np.float32), self._rate_hz), wait=False)  # PortAudio uses its buffer again
-        except queue.Full:
+        if self.full:
             self.overflows += 1
+        else:
+            self.put((np.array(samples, np.float32), self._rate_hz))  # PortAudio uses its buffer again
 
-    def _ended_by_itself(self) -> None:
-        with contextlib.suppress(queue.Full):
-            self.put(None, wait=False)
+    def _finished(self) -> None:
+        gone = CedEdgeError("the microphone has gone: plug it in and start again")
+        self.end(None if self._closing else gone)
 
     def close(self) -> None:
         """Stop, and give the device back."""
+        self._closing = True
         self._stream.close()

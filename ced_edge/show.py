@@ -66,7 +66,7 @@ class JsonLines:
 
 @dataclass
 class TextLines:
-    """A line per window, or per event."""
+    """A line per window and per event that has ended; or events alone."""
 
     top: int
     threshold: float
@@ -78,8 +78,7 @@ class TextLines:
             click.echo(f"{clock(tags.start_s):>9} - {clock(tags.end_s):>9}  {found}")
 
     def event(self, event: Event) -> None:
-        if self.events_only:
-            click.echo(event_text(event))
+        click.echo(event_text(event))
 
     def note(self, text: str) -> None:
         click.echo(f"ced-edge: {text}", err=True)
@@ -126,11 +125,11 @@ class Screen:
         self._drawn = []
 
     def _draw(self, lines: list[str]) -> None:
-        width = shutil.get_terminal_size().columns - 1  # a wrapped line would count twice
+        terminal = shutil.get_terminal_size()
         self._erase()
-        self._drawn = lines
-        for line in lines:
-            click.echo(line[:width])
+        self._drawn = lines[: terminal.lines - 1]  # what has scrolled off cannot be erased, and the cursor needs a row
+        for line in self._drawn:
+            click.echo(line[: terminal.columns - 1])  # a wrapped line would count twice
 
 
 def show_in(as_json: bool, terminal: bool, top: int, threshold: float, events_only: bool) -> Show:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
+import queue
 import sys
 import threading
+import time
 import types
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,13 @@ from test_ced_edge_streaming import Loudness
 
 from ced_edge import sources
 from ced_edge.audio import AudioError
-from ced_edge.errors import InputError
+from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.events import Event, EventRule, Events
 from ced_edge.live import Heard, listen
 from ced_edge.microphone import Microphone
 from ced_edge.show import Screen, clock
-from ced_edge.sources import FileSource, PcmSource, Piece
-from ced_edge.tagger import StreamingTagger, Tags
+from ced_edge.sources import FileSource, PcmSource, Piece, PieceQueue
+from ced_edge.tagger import StreamingTagger, Tags, tag_stream
 
 RATE = 16_000
 Float32 = NDArray[np.float32]
@@ -98,11 +102,80 @@ def test_the_last_events_are_flushed() -> None:
     assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, pytest.approx(1.05))]
 
 
-def test_stopping_hears_what_is_there_and_ends() -> None:
-    asked = iter([False, False, True])
-    heard, book = hear(Burst([0.25] * 100, live=True), stopped=lambda: next(asked))
-    assert heard.seconds == pytest.approx(0.5)
-    assert len(book.events) == 1
+@pytest.mark.parametrize("live", [True, False])
+def test_stopping_ends_the_events_and_hears_no_more(live: bool) -> None:
+    asked = iter([False] * 3)
+    heard, book = hear(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
+    assert heard.windows == 3
+    assert book.events[-1].end_s == book.seen[-1].end_s == heard.seconds
+
+
+def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
+    """Two seconds of sound at 48 kHz of which one sample is no number, in pieces of so many frames."""
+    wave = np.ones((2 * 48_000, 2), np.float32)
+    wave[:30_000] = 0
+    wave[at, 1] = np.nan
+    begin = 0
+    for n in itertools.cycle(cuts):
+        if begin >= len(wave):
+            return
+        yield [(wave[begin : begin + n], 48_000)]
+        begin += n
+
+
+class Pieces:
+    """A source of what it is given; an exception is raised."""
+
+    def __init__(self, given: Iterable[list[Piece] | Exception], live: bool = False) -> None:
+        self._given, self.live = iter(given), live
+
+    def read(self, wait_s: float) -> list[Piece] | None:
+        pieces = next(self._given, None)
+        if isinstance(pieces, Exception):
+            raise pieces
+        return pieces
+
+    def close(self) -> None:
+        pass
+
+
+def fails(source: Any, error: str) -> tuple[Heard, Notebook]:
+    """What is heard of a source before its error."""
+    heard, book = Heard(), Notebook()
+    stream = StreamingTagger(Loudness(0.2), hop_s=0.1)  # type: ignore[arg-type]
+    with pytest.raises(CedEdgeError, match=error):
+        listen(source, stream, Events(EventRule(), 2), book, heard=heard)
+    return heard, book
+
+
+@pytest.mark.parametrize("cuts", [[96_000], [64_000], [1_000], [1, 4_800, 77], [65_537]])
+@pytest.mark.parametrize("at", [0, 64_000, 95_999])
+def test_what_came_before_a_nan_is_heard_however_it_is_cut(cuts: list[int], at: int) -> None:
+    heard, book = fails(Pieces(with_nan(cuts, at)), rf"the sample at {at / 48_000:.3f} s \(index {at}\) is NaN")
+    whole = StreamingTagger(Loudness(0.2), hop_s=0.1)  # type: ignore[arg-type]
+    wave = np.ones((at, 2), np.float32)
+    wave[:30_000] = 0
+    expected = list(tag_stream(whole, [(wave, 48_000)] if at else []))
+    assert [(t.start_s, t.end_s) for t in book.seen] == [(t.start_s, t.end_s) for t in expected]
+    assert all(np.array_equal(a.probs, b.probs) for a, b in zip(book.seen, expected, strict=True))
+    assert heard.windows == len(expected)
+    assert [e.index for e in book.events] == ([1, 0] if at else [])
+    assert all(e.end_s == heard.seconds for e in book.events[1:])
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_came_before_a_source_fails_is_heard(live: bool) -> None:
+    piece = (np.ones(RATE // 4, np.float32), RATE)
+    heard, book = fails(Pieces([[piece], [piece], [piece], CedEdgeError("gone")], live), "gone")
+    assert (heard.seconds, heard.skipped) == (0.75, 0)
+    assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, 0.75)]
+
+
+@pytest.mark.parametrize("frames", [RATE // 2, 0])
+def test_another_rate_in_the_middle(frames: int) -> None:
+    piece = np.ones(frames, np.float32)
+    heard, _ = fails(Pieces([[(piece, RATE)], [(piece, 8_000)]]), "was given samples of 8000 Hz")
+    assert heard.seconds == frames / RATE
 
 
 def test_a_file_is_heard_whole(tmp_path: Path) -> None:
@@ -150,6 +223,32 @@ def test_pieces_are_short_so_that_answers_need_not_wait() -> None:
         assert all(len(x) <= RATE // 10 for x, _ in pieces)
 
 
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_pipe_that_does_not_block_is_waited_for(raises: bool) -> None:
+    back, front = os.pipe()
+    os.set_blocking(back, False)
+
+    class Raises:
+        """A pipe that says in the other way that nothing is there."""
+
+        def fileno(self) -> int:
+            return back
+
+        def read(self, n: int) -> bytes:
+            return os.read(back, n)
+
+    with os.fdopen(back, "rb") as pipe:
+        source = PcmSource(Raises() if raises else pipe, RATE, 1, "s16le")  # type: ignore[arg-type]
+        for _ in range(3):
+            assert source.read(0.05) == []
+            os.write(front, bytes(200))
+            pieces = source.read(5.0)
+            assert pieces is not None
+            assert sum(len(x) for x, _ in pieces) == 100
+        os.close(front)
+        assert source.read(5.0) is None
+
+
 def test_a_container_on_stdin_is_not_taken_for_samples(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "x.wav", np.zeros(100), RATE)
     source = PcmSource(io.BytesIO((tmp_path / "x.wav").read_bytes()), RATE, 1, "s16le")
@@ -173,36 +272,105 @@ class Clock:
 
 
 class Pipe:
-    """A pipe into which `pace` seconds of audio come in every second."""
+    """A pipe into which audio comes when it is told, with the time that goes by before; so it is heard in step."""
 
-    def __init__(self, clock: Clock, pace: float) -> None:
-        self._clock, self._pace, self.ended = clock, pace, threading.Event()
-        self.begun = threading.Event()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, piece_s: float = 0.1) -> None:
+        self.clock, self._piece_s = Clock(), piece_s
+        self._waits_s: queue.SimpleQueue[float | None] = queue.SimpleQueue()
+        monkeypatch.setattr(sources, "time", self.clock)
+        monkeypatch.setattr(sources, "PIECE_S", piece_s)
+        self.source = PcmSource(self, RATE, 1, "s16le")  # type: ignore[arg-type]
 
     def read(self, n: int) -> bytes:
-        self.begun.wait()
-        self._clock.now += n / 2 / RATE / self._pace
-        return b"" if self.ended.is_set() else bytes(n)
+        wait_s = self._waits_s.get()
+        if wait_s is None:
+            return b""
+        self.clock.now += wait_s
+        return bytes(n)
+
+    def write(self, seconds: float, pace: float) -> None:
+        """So much audio, `pace` times as fast as the clock."""
+        for _ in range(round(seconds / self._piece_s)):
+            self._waits_s.put(self._piece_s / pace)
+
+    def hear(self, seconds: float, pace: float) -> set[bool]:
+        """Write, and read each piece as it comes; whether the source was live meanwhile."""
+        seen = set()
+        for _ in range(round(seconds / self._piece_s)):
+            self.write(self._piece_s, pace)
+            assert self.source.read(5.0)
+            seen.add(self.source.live)
+        return seen
+
+    def close(self) -> None:
+        self._waits_s.put(None)
+        assert self.source.read(5.0) is None
 
 
 @pytest.mark.parametrize(("pace", "live"), [(1.0, True), (0.9, True), (4.0, False)])
 def test_a_pipe_that_runs_ahead_of_the_clock_is_not_live(
     monkeypatch: pytest.MonkeyPatch, pace: float, live: bool
 ) -> None:
-    time = Clock()
-    monkeypatch.setattr(sources, "time", time)
-    pipe = Pipe(time, pace)
-    source = PcmSource(pipe, RATE, 1, "s16le")  # type: ignore[arg-type]
-    assert not source.live  # nothing is known yet
-    pipe.begun.set()
-    got = 0
-    while got < 20 * RATE:
-        got += sum(len(x) for x, _ in source.read(5.0) or [])
-    assert source.live == live
-    pipe.ended.set()
-    while source.read(5.0) is not None:
+    pipe = Pipe(monkeypatch)
+    assert not pipe.source.live
+    assert pipe.hear(4.8 * pace, pace) == {False}  # nothing is known yet
+    pipe.hear(1, pace)
+    assert pipe.hear(40, pace) == {live}
+    pipe.close()
+    assert not pipe.source.live  # it cannot get further behind
+
+
+def test_a_live_pipe_may_begin_with_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    assert pipe.hear(6, 1e9) == {False}
+    pipe.hear(6, 1.0)
+    assert pipe.hear(20, 1.0) == {True}
+    pipe.clock.now += 8  # the network hangs, and then all comes at once
+    pipe.hear(8, 1e9)
+    pipe.hear(6, 1.0)
+    assert pipe.hear(20, 1.0) == {True}
+    pipe.close()
+
+
+def test_a_sound_card_may_be_fast_for_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch, piece_s=1.0)
+    pipe.hear(10, 1.0002)
+    assert pipe.hear(24 * 3_600, 1.0002) == {True}
+    pipe.close()
+
+
+def test_a_pipe_whose_writer_waits_for_us_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipe(monkeypatch)
+    pipe.hear(10, 1.0)
+    assert pipe.source.live
+    pipe.write(31, 1.0)
+    assert not wait_while(lambda: pipe.source.live)
+    assert pipe.source.read(5.0)
+    assert not pipe.source.live  # the pace was ours
+    while pipe.source.read(0.1):
         pass
-    assert not source.live  # it cannot get further behind
+    pipe.hear(6, 1.0)
+    assert pipe.source.live
+    pipe.close()
+
+
+def wait_while(on: Callable[[], bool], limit_s: float = 5.0) -> bool:
+    """Whether it is still on at the end."""
+    end_s = time.monotonic() + limit_s
+    while on() and time.monotonic() < end_s:
+        time.sleep(0.001)
+    return on()
+
+
+def test_what_was_received_before_an_error_is_not_lost() -> None:
+    waiting, piece = PieceQueue(), (np.zeros(1_600, np.float32), RATE)
+    for _ in range(3):
+        waiting.put(piece)
+    waiting.end(InputError("torn"))
+    assert not waiting.live
+    assert waiting.read(5.0) == [piece] * 3
+    with pytest.raises(InputError, match="torn"):
+        waiting.read(5.0)
 
 
 @pytest.fixture
@@ -257,9 +425,26 @@ def test_a_microphone_from_opening_to_closing(portaudio: Any) -> None:
 
 def test_a_microphone_that_nobody_reads_blocks_nothing(portaudio: Any) -> None:
     mic = Microphone()
+    callback, piece = portaudio.stream.options["callback"], np.zeros((4_410, 1), np.float32)
     for _ in range(400):
-        portaudio.stream.options["callback"](np.zeros((1, 1)), 1, None, types.SimpleNamespace(input_overflow=False))
-    assert mic.overflows == 100
+        callback(piece, 4_410, None, types.SimpleNamespace(input_overflow=False))
+    assert mic.overflows == pytest.approx(100, abs=1)
+    mic.close()
+
+
+@pytest.mark.parametrize("pieces", [0, 10, 400])
+def test_a_microphone_that_goes_away_is_told_of(portaudio: Any, pieces: int) -> None:
+    mic = Microphone()
+    options, piece = portaudio.stream.options, np.zeros((4_410, 1), np.float32)
+    for _ in range(pieces):
+        options["callback"](piece, 4_410, None, types.SimpleNamespace(input_overflow=False))
+    options["finished_callback"]()
+    assert not mic.live  # nothing it gave may be skipped for the sake of what will not come
+    received = mic.read(1.0) if pieces else []
+    assert received is not None
+    assert len(received) + mic.overflows == pieces
+    with pytest.raises(CedEdgeError, match="the microphone has gone: plug it in and start again"):
+        mic.read(1.0)
     mic.close()
 
 
@@ -308,6 +493,20 @@ def test_the_screen_is_drawn_in_place(capsys: pytest.CaptureFixture[str], monkey
     assert frames[2].splitlines()[0] == "   0:01.0 -    0:02.5  Dog (at most 0.93)"
     assert frames[2].splitlines()[1:] == frames[1].splitlines()  # and the tags again below it
     assert len(frames) == 3
+
+
+def test_the_screen_is_no_higher_than_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "4")
+    screen = Screen(10, 0.0, False)
+    for i in range(2):
+        screen.tags(Tags(i, i + 2.0, np.zeros(527, np.float32)), [], Heard())
+    first, second = capsys.readouterr().out.split("\x1b[3F\x1b[J")
+    assert len(first.splitlines()) == len(second.splitlines()) == 3  # and a row for the cursor
+    screen.note("it stays")
+    screen.note("and this")
+    assert capsys.readouterr().out.count("\x1b[3F\x1b[J") == 2
 
 
 @pytest.mark.parametrize(

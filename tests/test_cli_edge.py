@@ -192,6 +192,7 @@ def test_info(call: Call) -> None:
         (("--bundle", "nowhere"), "no such bundle: nowhere"),
         (("--top", 0), "0 is not in the range 1<=x<=527"),
         (("--threshold", 2), "2.0 is not in the range"),
+        (("--threshold", "nan"), "Invalid value for '--threshold': nan is no number"),
     ],
 )
 def test_tag_refuses(call: Call, audio: Path, args: tuple[object, ...], told: str) -> None:
@@ -281,13 +282,16 @@ def test_listen_to_a_file_and_to_stdin(call: Call, tmp_path: Path, monkeypatch: 
 
 def test_listen_as_text(call: Call, tmp_path: Path) -> None:
     path = tones(tmp_path / "x.wav")
-    code, out, _ = call("listen", path, "--bundle", bundle(), "--top", 1)
+    dog = ("--class", "Dog=0.001/0.001", "--on", 1)
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--top", 1, *dog)
     assert code == 0
     assert [line.split()[:3] for line in out.splitlines()][:2] == [["0:00.0", "-", "0:02.0"], ["0:00.5", "-", "0:02.5"]]
-    assert len(out.splitlines()) == 9  # windows of 2 s every 0.5 s
-    code, out, _ = call("listen", path, "--bundle", bundle(), "--events", "--class", "Dog=0.001/0.001", "--on", "1")
+    assert len(out.splitlines()) == 9 + 1  # windows of 2 s every 0.5 s, and an event
+    event = out.splitlines()[-1]
+    assert event.split()[:6] == ["0:00.0", "-", "0:06.0", "Dog", "(at", "most"]
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--events", *dog)
     assert code == 0
-    assert out.splitlines()[-1].split()[:4] == ["0:00.0", "-", "0:06.0", "Dog"]
+    assert out.splitlines() == [event]
 
 
 @pytest.mark.parametrize(
@@ -297,6 +301,7 @@ def test_listen_as_text(call: Call, tmp_path: Path) -> None:
         (("-", "--channels", 0), "0 is not in the range"),
         (("-", "--rate", 0), "0 is not in the range"),
         (("-", "--top", 528), "528 is not in the range"),
+        (("x.wav", "--threshold", "nan"), "Invalid value for '--threshold': nan is no number"),
         (("-", "--format", "u8"), "'u8' is not one of 's16le', 'f32le'"),
         (("x.wav", "--on", 0.1), "on 0.1 and off 0.2: 0 < off <= on <= 1"),
         (("x.wav", "--smooth", 0), "smoothing over 0 windows"),
@@ -326,6 +331,23 @@ def test_listen_to_a_stdin_that_is_closed(call: Call, monkeypatch: pytest.Monkey
 def test_a_rate_that_cannot_be(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(bytes(1_000))))
     refused(call("listen", "-", "--rate", 5, "--bundle", bundle()), 2, "a rate of 5 Hz is not between")
+
+
+def test_listen_tells_what_it_heard_before_an_error(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = load(tones(tmp_path / "x.wav"), 16_000)
+    wave[50_000] = np.nan
+    soundfile.write(tmp_path / "x.wav", wave, 16_000, subtype="FLOAT")
+    args = ("--bundle", bundle(), "--json", "--on", 0.5, "--off", 0.4)
+    by_file = call("listen", tmp_path / "x.wav", *args)
+    refused(by_file, 2, "the sample at 3.125 s (index 50000) is NaN")
+    assert by_file[2].startswith("ced-edge: heard 3.1 s in 4 windows\n")
+    lines = list(map(json.loads, by_file[1].splitlines()))
+    assert [x["end_s"] for x in lines if x["type"] == "tags"] == [2, 2.5, 3, 3.125]
+    assert lines[-1]["type"] == "event"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(wave.astype("<f4").tobytes())))
+    assert call("listen", "-", "--format", "f32le", *args) == by_file
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
