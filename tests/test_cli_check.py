@@ -166,6 +166,6 @@ def test_threads() -> None:
     assert parse_threads("4") == [4]
     assert parse_threads("1-3, 8") == [1, 2, 3, 8]
     assert parse_threads("2,1,2") == [1, 2]
-    for text in ("", "0", "two", "1-", "3-1", "-1", "1,,2", "9999"):
+    for text in ("", "0", "two", "1-", "3-1", "-1", "1,,2", "9999", "1-999999999999"):
         with pytest.raises(InputError, match="--threads"):
             parse_threads(text)
