@@ -96,7 +96,11 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("place", "told"),
-    [("/proc/nope/x", "No such file or directory: .*nope"), ("file/x", "exists|Not a directory"), ("x" * 300, "too long")],
+    [
+        ("/proc/nope/x", "No such file or directory: .*nope"),
+        ("file/x", "exists|Not a directory"),
+        ("x" * 300, "too long"),
+    ],
 )
 def test_a_place_that_cannot_be(tmp_path: Path, place: str, told: str) -> None:
     (tmp_path / "file").touch()

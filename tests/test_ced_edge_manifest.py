@@ -41,7 +41,7 @@ def test_a_name_too_long_is_that_rows_alone(tmp_path: Path) -> None:
     assert [c.path.name for c in read_manifest(path)] == [name, "a.flac"]
     path = manifest(tmp_path, f"# YTID\n{'x' * 300}, 0, 10, /m/04rlf\na, 0, 10, /m/04rlf\n")
     assert [c.path.name for c in read_manifest(path)] == [name, "a.flac"]
-    with pytest.raises(InputError, match="cannot read .*: File name too long"):
+    with pytest.raises(InputError, match=r"cannot read .*: File name too long"):
         read_manifest(tmp_path / name)
 
 
