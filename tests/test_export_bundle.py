@@ -161,7 +161,8 @@ def test_clips_without_labels_or_sound(
     ("flags", "message"),
     [
         (["--format", "tflight"], "unknown format 'tflight': choose from onnx, tflite"),
-        (["--window", "0"], "--window 0 does not fit the model: choose 0.15 to 10 seconds"),
+        (["--window", "0", "--format", "onnx"], "--window 0 does not fit the model: choose 0.15 to 10 seconds\n"),
+        (["--window", "0.3"], "--window 0.3 does not fit the model: choose 0.31 to 10 seconds, or from 0.15 with"),
         (["--window", "11"], "--window 11 does not fit the model"),
         (["--window", "nan"], "--window nan does not fit the model"),
         (["--int8-static"], "--int8-static needs sounds"),
@@ -173,6 +174,34 @@ def test_bad_input(call: Call, checkpoint: Path, tmp_path: Path, flags: list[str
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("format", "window"), [("onnx", 0.15), ("onnx,tflite", 0.31)])
+def test_the_shortest_window(checkpoint: Path, tmp_path: Path, format: str, window: float) -> None:
+    config = bundle_module.ExportConfig(formats=tuple(format.split(",")), kinds=("fp32",), window_s=window)
+    bundle_module.export_bundle(checkpoint, tmp_path / "b", config)
+    assert read_bundle(tmp_path / "b").window_s == window
+
+
+def test_a_checkpoint_of_other_classes(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, CED(ModelSpec(width=24, heads=3, depth=1, n_classes=10)).eval(), {})
+    code, _, err = call("export", path, "--format", "onnx", "--window", 1)
+    assert (code, err) == (
+        2,
+        f"ced-edge: {path} tells 10 classes: only the 527 of AudioSet can be exported\n",
+    )
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_device_cannot_load_is_not_written(
+    call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "labels_text", lambda: "Speech\n" * N_CLASSES)
+    code, _, err = call("export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--fp32", "--window", 1)
+    assert code == 2
+    assert "has other labels than the model" in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 
