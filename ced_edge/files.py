@@ -32,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
                     leftover.unlink()
         with _new_file(path) as temporary:
             yield temporary
-            with temporary.open("rb") as f:
+            with temporary.open("r+b") as f:  # Windows syncs no file that is open for reading alone
                 os.fsync(f.fileno())
             os.replace(temporary, path)
 
@@ -47,6 +47,9 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise CedEdgeError(f"disk full while writing {path}: free some space and run again to go on") from e
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
             raise CedEdgeError(f"cannot write {path}: {e.strerror}") from e
+        if e.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            # With the name, as whoever writes there may look for a file elsewhere.
+            raise CedEdgeError(f"cannot write {path}: {e.strerror}: {e.filename}") from e
         raise
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import csv
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ def read_manifest(path: Path, split: str | None = None, audio_root: Path | None 
     ignored. With `split` only those rows are read. File names are relative to `audio_root`, or else to the
     manifest's folder. Whether the files exist is not checked. Raises InputError naming line and mend.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         if split is not None:
             raise InputError(f"{path} is a folder and has no splits: leave the split out, or give a manifest")
         return _folder(path)
@@ -52,6 +53,12 @@ def read_manifest(path: Path, split: str | None = None, audio_root: Path | None 
     if not clips:
         raise InputError(f"{path} lists no clips")
     return clips
+
+
+def audio_files(folder: Path) -> list[Path]:
+    """All below `folder` with the suffix of audio, sorted, but for folders. Whether it can be read is not checked."""
+    # os.path, not Path.is_dir, which raises where the system will not tell; then reading the file gives the reason.
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and not os.path.isdir(p))
 
 
 def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
@@ -93,7 +100,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 
 def _folder(folder: Path) -> list[Clip]:
-    files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    files = sorted(p.relative_to(folder).as_posix() for p in audio_files(folder))
     if not files:
         raise InputError(f"no audio in {folder}: searched for {', '.join(sorted(AUDIO_SUFFIXES))}")
     return [Clip(name, folder / name) for name in files]
@@ -140,7 +147,7 @@ def _table(path: Path, lines: Sequence[tuple[int, str]], split: str | None, root
         name = row["filename"]
         _check_name(path, number, name, seen)
         file = root / name
-        if by_stem and not file.exists():
+        if by_stem and not os.path.exists(file):
             file = by_stem.get(Path(name).stem, file)
         clips.append(Clip(name, file, _labels(path, number, row.get("labels")), row.get("group") or None))
     if split is not None and splits and not clips:
@@ -158,8 +165,7 @@ def _check_name(path: Path, number: int, name: str, seen: dict[str, int]) -> Non
 
 def _by_stem(root: Path) -> dict[str, Path]:
     """File name without folder and suffix -> audio file; of several the first in sorted order."""
-    files = sorted((p for p in root.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES), reverse=True)
-    return {p.stem: p for p in files}
+    return {p.stem: p for p in reversed(audio_files(root))}
 
 
 def _segments(path: Path, lines: Sequence[tuple[int, str]], root: Path) -> list[Clip]:
@@ -198,6 +204,6 @@ def _first(stems: Sequence[str], start: str) -> str | None:
 def _is_uncut(file: Path, start_s: float, stop_s: float) -> bool:
     """Whether the file is the whole recording rather than the segment cut out of it (up to a second longer)."""
     try:
-        return file.exists() and duration_s(file) > stop_s - start_s + 1.0
+        return os.path.exists(file) and duration_s(file) > stop_s - start_s + 1.0
     except AudioError:
         return False  # reading it will give the reason

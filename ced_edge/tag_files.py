@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from ced_edge.audio import AUDIO_SUFFIXES, AudioError, duration_s, stream
 from ced_edge.errors import CedEdgeError
+from ced_edge.manifest import audio_files
 from ced_edge.tagger import StreamingTagger, Tagger, Tags, tag_stream
 
 _POLL_S = 0.2
@@ -30,8 +32,7 @@ def walk(paths: Sequence[Path]) -> list[Path]:
     """Files as they are, folders as the audio files in them. A folder without any stays, to be told of."""
     found: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES) if path.is_dir() else []
-        found += inside or [path]
+        found += (audio_files(path) if os.path.isdir(path) else []) or [path]
     return found
 
 
@@ -68,7 +69,7 @@ def tag_files(
 
     def _tag(mine: Tagger, i: int) -> Iterator[Tags]:
         path = paths[i]
-        if path.is_dir():
+        if os.path.isdir(path):
             raise AudioError(str(path), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
         length_s = duration_s(path)
         for tags in tag_stream(StreamingTagger(mine, window_s, hop_s), stream(path)):

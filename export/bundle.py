@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ced_edge.artifact import FORMATS, INPUTS, KINDS, LABELS_NAME, Bundle, ModelFile, atomic_folder, labels_text
+from ced_edge.artifact import (
+    FORMATS,
+    INPUTS,
+    KINDS,
+    LABELS_NAME,
+    Bundle,
+    ModelFile,
+    atomic_folder,
+    labels_text,
+    read_bundle,
+)
 from ced_edge.checkpoint import find_checkpoint, load_model
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
@@ -18,6 +28,7 @@ from ced_edge.labels import TABLE_NAME, table
 from ced_edge.manifest import Clip
 from ced_edge.model import CED
 from ced_edge.reference import JSON_NAME, read_reference
+from ced_edge.spec import N_CLASSES
 from export import metadata, quantize
 from export.calibrate import calibration_waves
 from export.graph import Tagger
@@ -68,10 +79,18 @@ def export_bundle(
     weights = find_checkpoint(source).weights
     model = load_model(source)
     spec, rate = model.spec, model.spec.frontend.rate_hz
+    if spec.n_classes != N_CLASSES:
+        # A device shows names for them: those of labels.txt.
+        raise InputError(f"{weights} tells {spec.n_classes} classes: only the {N_CLASSES} of AudioSet can be exported")
     shortest_s, longest_s = spec.min_samples / rate, spec.max_samples / rate
+    hint = ""
+    if "tflite" in config.formats:
+        # litert-torch makes an impossible product of a single column of patches.
+        hint = f", or from {shortest_s:g} with --format onnx"
+        shortest_s = (2 * spec.patch - 1) * spec.frontend.hop / rate
     if not shortest_s <= config.window_s <= longest_s:
         raise InputError(
-            f"--window {config.window_s:g} does not fit the model: choose {shortest_s:g} to {longest_s:g} seconds"
+            f"--window {config.window_s:g} does not fit the model: choose {shortest_s:g} to {longest_s:g} seconds{hint}"
         )
     window = round(config.window_s * rate)
     with atomic_folder(out) as folder:
@@ -96,6 +115,7 @@ def export_bundle(
             versions=_versions(),
         )
         bundle.write()
+        bundle = read_bundle(folder)  # as a device does
         verdicts = []
         for what, chosen in (("synthetic sounds", ()), ("clips", clips)):
             if chosen or what == "synthetic sounds":

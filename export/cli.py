@@ -92,12 +92,12 @@ def latest_run(runs: Path) -> Path:
 def table(verdicts: list[Verdict]) -> str:
     """A row per file and set of clips."""
     rows = [
-        f"{'file':24} {'MB':>6} {'clips':>6} {'max error':>9} {'mean of':>9} "
-        f"{'top-1':>7} {'top-5':>7} {'mAP':>7} {'drop':>8}"
+        f"{'file':24} {'MB':>6} {'clips':>6} {'max error':>9} {'mean error':>10} "
+        f"{'noise':>6} {'top-1':>7} {'top-5':>7} {'mAP':>7} {'drop':>8}"
     ]
     for v in verdicts:
-        row = f"{v.file:24} {v.bytes / 1e6:6.2f} {v.clips:6} {v.max_error:9.1e} {v.mean_error:9.1e}"
-        row += f" {v.top1:7.1%} {v.top5:7.1%}"
+        row = f"{v.file:24} {v.bytes / 1e6:6.2f} {v.clips:6} {v.max_error:9.1e} {v.mean_error:10.1e}"
+        row += f" {v.noise:6.3f} {v.top1:7.1%} {v.top5:7.1%}"
         if v.mean_ap is not None and v.checkpoint_mean_ap is not None:
             row += f" {v.mean_ap:7.4f} {v.checkpoint_mean_ap - v.mean_ap:8.4f}"
         rows.append(row)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ced_edge.errors import CedEdgeError
 from ced_edge.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,3 +92,17 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("/proc/nope/x", "No such file or directory: .*nope"),
+        ("file/x", "exists|Not a directory"),
+        ("x" * 300, "too long"),
+    ],
+)
+def test_a_place_that_cannot_be(tmp_path: Path, place: str, told: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CedEdgeError, match=f"cannot write .*({told})"), atomic_path(tmp_path / place):
+        pass

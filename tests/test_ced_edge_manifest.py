@@ -27,6 +27,24 @@ def test_a_folder_is_walked_in_sorted_order(tmp_path: Path) -> None:
     assert clips[3] == Clip("sub/a.opus", tmp_path / "sub" / "a.opus", None, None)
 
 
+def test_a_folder_named_as_audio_is_walked_and_a_dangling_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "a.mp3").mkdir()
+    (tmp_path / "a.mp3" / "b.wav").touch()
+    (tmp_path / "c.wav").symlink_to("gone.wav")  # packing will reject it as missing
+    assert [c.id for c in read_manifest(tmp_path)] == ["a.mp3/b.wav", "c.wav"]
+
+
+def test_a_name_too_long_is_that_rows_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.flac").touch()
+    name = "x" * 300 + ".wav"
+    path = manifest(tmp_path, f"filename\tlabels\thdf5path\n{name}\t0\t1.h5\na.wav\t1\t1.h5\n")
+    assert [c.path.name for c in read_manifest(path)] == [name, "a.flac"]
+    path = manifest(tmp_path, f"# YTID\n{'x' * 300}, 0, 10, /m/04rlf\na, 0, 10, /m/04rlf\n")
+    assert [c.path.name for c in read_manifest(path)] == [name, "a.flac"]
+    with pytest.raises(InputError, match=r"cannot read .*: File name too long"):
+        read_manifest(tmp_path / name)
+
+
 def test_a_table_with_labels_group_and_split(tmp_path: Path) -> None:
     text = (
         "filename,labels,group,split,seconds\n"

@@ -129,6 +129,20 @@ def test_a_bad_file_is_told_of_and_the_rest_goes_on(call: Call, audio: Path, tmp
     ]
 
 
+def test_names_that_are_no_files(call: Call, audio: Path) -> None:
+    """A folder is no file whatever its name, and a name that the system refuses is no reason to stop."""
+    (audio / "a.wav").rename(audio / "x.wav")
+    (audio / "deep").rename(audio / "deep.mp3")
+    long = "y" * 300 + ".wav"
+    code, out, err = call("tag", long, audio, "--bundle", bundle(), "--json")
+    assert code == 1
+    assert [Path(json.loads(line)["file"]).name for line in out.splitlines()] == ["b.flac", "x.wav"]
+    assert err.splitlines() == [
+        f"ced-edge: cannot use {long}: unreadable (File name too long)",
+        "ced-edge: 1 of 3 files could not be tagged",
+    ]
+
+
 def test_files_run_side_by_side_each_in_a_tagger_of_its_own(audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, working, most = tag_files.tag_stream, [0], [0]
     taggers: set[int] = set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,17 +14,20 @@ import soundfile
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from conftest import Call
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from ced_edge.artifact import read_bundle
+from ced_edge.artifact import ModelFile, read_bundle
+from ced_edge.check import compare
 from ced_edge.checkpoint import save_model
 from ced_edge.model import CED, predict
 from ced_edge.spec import N_CLASSES, ModelSpec
 from ced_edge.tagger import Tagger
 from export import bundle as bundle_module
-from export import quantize
+from export import quantize, verify
 from export.calibrate import calibration_waves, fill
-from export.verify import synthetic_waves
+from export.cli import table
+from export.verify import MAX_ERROR, MAX_NOISE, Verdict, _verdict, synthetic_waves
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converters, while they are imported
 
@@ -161,7 +166,8 @@ def test_clips_without_labels_or_sound(
     ("flags", "message"),
     [
         (["--format", "tflight"], "unknown format 'tflight': choose from onnx, tflite"),
-        (["--window", "0"], "--window 0 does not fit the model: choose 0.15 to 10 seconds"),
+        (["--window", "0", "--format", "onnx"], "--window 0 does not fit the model: choose 0.15 to 10 seconds\n"),
+        (["--window", "0.3"], "--window 0.3 does not fit the model: choose 0.31 to 10 seconds, or from 0.15 with"),
         (["--window", "11"], "--window 11 does not fit the model"),
         (["--window", "nan"], "--window nan does not fit the model"),
         (["--int8-static"], "--int8-static needs sounds"),
@@ -173,6 +179,34 @@ def test_bad_input(call: Call, checkpoint: Path, tmp_path: Path, flags: list[str
     assert (code, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("format", "window"), [("onnx", 0.15), ("onnx,tflite", 0.31)])
+def test_the_shortest_window(checkpoint: Path, tmp_path: Path, format: str, window: float) -> None:
+    config = bundle_module.ExportConfig(formats=tuple(format.split(",")), kinds=("fp32",), window_s=window)
+    bundle_module.export_bundle(checkpoint, tmp_path / "b", config)
+    assert read_bundle(tmp_path / "b").window_s == window
+
+
+def test_a_checkpoint_of_other_classes(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_model(path, CED(ModelSpec(width=24, heads=3, depth=1, n_classes=10)).eval(), {})
+    code, _, err = call("export", path, "--format", "onnx", "--window", 1)
+    assert (code, err) == (
+        2,
+        f"ced-edge: {path} tells 10 classes: only the 527 of AudioSet can be exported\n",
+    )
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_a_device_cannot_load_is_not_written(
+    call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle_module, "labels_text", lambda: "Speech\n" * N_CLASSES)
+    code, _, err = call("export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--fp32", "--window", 1)
+    assert code == 2
+    assert "has other labels than the model" in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
 
 
@@ -212,6 +246,93 @@ def test_what_fails_verification_is_not_written(
     assert "48x2-int8.onnx: a probability is off by" in err.splitlines()[-1]
     assert {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
+
+
+def test_weights_of_four_bits_are_refused(
+    call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No probability of theirs is off by 0.1."""
+    from ai_edge_quantizer.quantizer import Quantizer
+
+    real = Quantizer.add_dynamic_config
+    monkeypatch.setattr(
+        Quantizer, "add_dynamic_config", lambda *args, **options: real(*args, **{**options, "num_bits": 4})
+    )
+    code, _, err = call("export", checkpoint, "--out", tmp_path / "b", "--format", "tflite", "--window", 1)
+    assert code == 1
+    last = err.splitlines()[-1]
+    assert "48x2-int8.tflite: noise in the probabilities is 0.35, more than 0.05" in last
+    assert "is off by" not in last
+    assert not list(tmp_path.iterdir())
+
+
+def judged(
+    kind: str, error: Any, labels: list[tuple[int, ...] | None] | None = None, synthetic: bool = True
+) -> Verdict:
+    """Of four sounds and three classes; `error` is added to the checkpoint's probabilities."""
+    expected = np.array([[0.9, 0.1, 0.2], [0.1, 0.8, 0.3], [0.2, 0.1, 0.7], [0.5, 0.4, 0.1]], np.float32)
+    file = ModelFile("x.onnx", kind, "", 7, "")
+    return _verdict(file, np.float32(expected + error), expected, labels or [None] * 4, synthetic)
+
+
+def one(error: float) -> NDArray[np.float64]:
+    """An error in one of the twelve probabilities."""
+    errors = np.zeros((4, 3))
+    errors[3, 2] = error
+    return errors
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-4), ("int8", 0.1), ("int8-static", 0.2)])
+def test_the_bound_of_the_largest_error(kind: str, bound: float) -> None:
+    assert judged(kind, one(0.9 * bound), synthetic=False).problems == ()
+    (told,) = judged(kind, one(1.1 * bound), synthetic=False).problems
+    assert told == f"a probability is off by {1.1 * bound:.2g}, more than {bound:g}"
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-3), ("int8", 0.05), ("int8-static", 0.075)])
+def test_the_bound_of_the_noise(monkeypatch: pytest.MonkeyPatch, kind: str, bound: float) -> None:
+    """An error of the same size everywhere is the RMS error; by hand, the checkpoint's RMS deviation is 0.27764."""
+    monkeypatch.setitem(MAX_ERROR, kind, 1.0)
+    assert judged(kind, 0.9 * bound * 0.27764).problems == ()
+    (told,) = judged(kind, 1.1 * bound * 0.27764).problems
+    assert told == f"noise in the probabilities is {1.1 * bound:.2g}, more than {bound:g}"
+    assert judged(kind, 1.1 * bound * 0.27764, synthetic=False).problems == ()
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-3), ("int8", 0.005), ("int8-static", 0.01)])
+def test_the_bound_of_the_map(monkeypatch: pytest.MonkeyPatch, kind: str, bound: float) -> None:
+    """The last clip moves from the second place of its class to the third: 1 -> 5/6 in one class of three."""
+    labels: list[tuple[int, ...] | None] = [(0,), (1,), (2,), (0,)]
+    error = np.zeros((4, 3))
+    error[2, 0] = 0.4
+    monkeypatch.setitem(MAX_ERROR, kind, 1.0)
+    monkeypatch.setitem(MAX_NOISE, kind, 10.0)
+    verdict = judged(kind, error, labels)
+    (told,) = verdict.problems
+    assert told == f"mAP is 0.0556 below the checkpoint's, more than {bound:g}"
+    assert (verdict.mean_ap, verdict.checkpoint_mean_ap) == (pytest.approx(17 / 18), pytest.approx(1.0))
+    assert judged(kind, error).problems == ()
+    for share in (0.95, 1.05):
+        monkeypatch.setattr(verify, "compare", with_drop(share * bound))
+        assert bool(judged(kind, 0.0, labels).problems) == (share > 1)
+
+
+def with_drop(drop: float) -> Any:
+    return lambda *args: dataclasses.replace(compare(*args), drop=drop)
+
+
+def test_figures_of_a_verdict() -> None:
+    """By hand."""
+    verdict = judged("int8", one(0.06), [(0,), (1,), None, ()])
+    assert verdict.max_error == pytest.approx(0.06, abs=1e-6)
+    assert verdict.mean_error == pytest.approx(0.06 / 12, abs=1e-6)
+    assert verdict.noise == pytest.approx(0.06 / 12**0.5 / 0.27764, rel=1e-3)
+    assert (verdict.top1, verdict.clips, verdict.bytes) == (1.0, 4, 7)
+    assert (verdict.mean_ap, verdict.checkpoint_mean_ap) == (1.0, 1.0)
+    head, row = table([verdict]).splitlines()
+    assert head.split()[3:9] == ["max", "error", "mean", "error", "noise", "top-1"]
+    assert row.split()[3:7] == ["6.0e-02", "5.0e-03", "0.062", "100.0%"]
+    assert len(head) == len(row)
 
 
 def test_calibration_clips_come_from_shards_without_labels(sounds: Path, tmp_path: Path, call: Call) -> None:
