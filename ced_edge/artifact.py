@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import dataclasses
 import glob
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -98,9 +100,9 @@ class Bundle:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for manifest.json."""
-        fields = dataclasses.asdict(self)
+        fields = {"format": FORMAT, **dataclasses.asdict(self)}
         del fields["folder"]
-        return {"format": FORMAT, **fields}
+        return {**fields, "sha256": _digest(fields)}
 
     def write(self) -> None:
         """Write manifest.json into `folder`, whose other files are there already."""
@@ -116,6 +118,10 @@ def read_bundle(folder: Path) -> Bundle:
     fields = read_json(folder / MANIFEST_NAME)
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise InputError(f"{folder / MANIFEST_NAME} is of another format than {FORMAT}: export the bundle again")
+    if fields.pop("sha256", None) != _digest(fields):
+        raise InputError(
+            f"{folder / MANIFEST_NAME} is not as it was exported (its hash differs): copy or export the bundle again"
+        )
     bundle = _parse(folder, {k: v for k, v in fields.items() if k != "format"})
     _check_labels(bundle)
     for file in bundle.files:
@@ -125,6 +131,11 @@ def read_bundle(folder: Path) -> Bundle:
         if sha256_file(path) != file.sha256:
             raise InputError(f"{path} is not the file that was exported (its hash differs): copy the bundle again")
     return bundle
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's fields, whatever their order and layout: a rate of 11000 Hz is as wrong as a weight."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _parse(folder: Path, fields: dict[str, Any]) -> Bundle:

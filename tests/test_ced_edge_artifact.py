@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_bundle import shared_bundle, with_file
 
 from ced_edge import artifact
@@ -37,11 +42,32 @@ def refused(folder: Path, told: str) -> None:
 
 
 def change(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit the manifest as JSON."""
+    """Edit the manifest as JSON, its hash too."""
     path = bundle.folder / MANIFEST_NAME
     fields = json.loads(path.read_text())
+    del fields["sha256"]
     edit(fields)
+    fields["sha256"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     path.write_text(json.dumps(fields))
+
+
+@given(at=st.integers(0, 10_000), byte=st.integers(0, 255))
+def test_no_changed_byte_of_the_manifest_goes_unseen(at: int, byte: int) -> None:
+    original = shared_bundle()
+    text = (original.folder / MANIFEST_NAME).read_bytes()
+    changed = bytearray(text)
+    changed[at % len(text)] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        for path in original.folder.iterdir():
+            (Path(folder) / path.name).symlink_to(path)
+        (Path(folder) / MANIFEST_NAME).unlink()
+        (Path(folder) / MANIFEST_NAME).write_bytes(changed)
+        try:
+            found = read_bundle(Path(folder))
+        except InputError:
+            return
+    # Or it was white space.
+    assert dataclasses.replace(found, folder=original.folder) == read_bundle(original.folder)
 
 
 def test_what_was_written_is_read(bundle: Bundle) -> None:
