@@ -91,6 +91,9 @@ def main() -> None:
         if isinstance(e, CedEdgeError):
             click.echo(f"ced-edge: {' '.join(lines)}", err=True)
             sys.exit(e.exit_code)
+        if isinstance(e, OSError) and e.filename is not None:
+            click.echo(f"ced-edge: cannot use {os.fsdecode(e.filename)}: {e.strerror}", err=True)
+            sys.exit(1)
         # Of many lines the first and the last one tell what and why.
         told = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
         click.echo(f"ced-edge: unexpected {type(e).__name__}: {told} (--debug shows where)", err=True)

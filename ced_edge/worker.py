@@ -168,8 +168,9 @@ class _Served:
         self.tagger = Tagger(folder, file=file, threads=threads)
         seconds, backend = time.perf_counter() - began, self.tagger.backend
         name = backend.runtime
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            name = f"{runtime} {importlib.metadata.version(runtime)}"
+        for package in (runtime, f"{runtime}-cpu"):  # as TensorFlow's smaller build is called
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                name = f"{runtime} {importlib.metadata.version(package)}"
         return seconds, name, backend.inputs[0].shape[-1] > 0
 
     def predict(self, wave: Float32, filled: bool) -> Float32:

@@ -65,7 +65,7 @@ def export(
     kinds = ("fp32", *["int8"] * (int8 or not (fp32 or int8_static)), *["int8-static"] * int8_static)
     pack = weights.parent / "pack"
     config = ExportConfig(
-        formats=tuple(formats.split(",")),
+        formats=tuple(dict.fromkeys(formats.split(","))),
         kinds=kinds,
         input=input_,
         window_s=window_s,

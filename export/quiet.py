@@ -25,7 +25,7 @@ def quiet() -> Iterator[None]:
             for fd in (1, 2):
                 os.dup2(said.fileno(), fd)
             yield
-        except BaseException:
+        except Exception:
             sys.stdout.flush()
             sys.stderr.flush()
             said.seek(0)
