@@ -261,6 +261,8 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         }
         if name == "folded":
             ways["static, blocks"] = partial(quantize.onnx_int8_static, inputs=inputs)
+            clipped = partial(quantize.onnx_int8_static, inputs=inputs, ranges="Percentile")
+            ways["static, blocks, ranges clipped"] = clipped
             ways["static, head and patches too"] = partial(ort_static_all, inputs=inputs)
         for way, make in ways.items():
             make(source, target := folder / f"{name}-{way}.onnx")
@@ -289,8 +291,13 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         if name == "folded":
             recipes["static, blocks without attention"] = [dynamic, ("static", blocks, fc)]
             recipes["static, attention alone"] = [dynamic, ("static", blocks, "BATCH_MATMUL")]
-            recipes["static, blocks"] = [dynamic, ("static", blocks, fc), ("static", blocks, "BATCH_MATMUL")]
-            recipes["static, head and patches too"] = [("static", ".*", fc), ("static", ".*", "BATCH_MATMUL")]
+            recipes["static, products of the blocks"] = [
+                dynamic,
+                ("static", blocks, fc),
+                ("static", blocks, "BATCH_MATMUL"),
+            ]
+            recipes["static, all of the blocks"] = [dynamic, ("static", blocks, "ALL_SUPPORTED")]
+            recipes["static, all products"] = [("static", ".*", fc), ("static", ".*", "BATCH_MATMUL")]
         for way, rules in recipes.items():
             litert(rules, source, target := folder / f"{name}-{way}.tflite", inputs)
             yield f"tflite, {name}, {way}", target

@@ -23,7 +23,7 @@ _ACTIVATIONS = {
     ("onnx", "int8"): "uint8 per tensor, ranges at run time; attention float32",
     ("tflite", "int8"): "int8 per token, ranges at run time; attention float32",
     ("onnx", "int8-static"): "uint8 per tensor, calibrated, attention included; patches and head float32",
-    ("tflite", "int8-static"): "int8 per tensor, calibrated, attention included; patches and head at run time",
+    ("tflite", "int8-static"): "int8 per tensor, calibrated, in blocks all of them; patches and head at run time",
 }
 
 
@@ -49,8 +49,13 @@ def onnx_int8(source: Path, target: Path, per_channel: bool = True) -> None:
         )
 
 
-def onnx_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
-    """Static quantisation (QDQ) of a float .onnx; `inputs` are calibration inputs of batch 1."""
+def onnx_int8_static(
+    source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True, ranges: str = "MinMax"
+) -> None:
+    """Static quantisation (QDQ) of a float .onnx; `inputs` are calibration inputs of batch 1.
+
+    `ranges` is onnxruntime's CalibrationMethod: Percentile clips them.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     with quiet():
@@ -64,7 +69,7 @@ def onnx_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=per_channel,
-            calibrate_method=CalibrationMethod.MinMax,
+            calibrate_method=CalibrationMethod[ranges],
         )
 
 
@@ -109,10 +114,11 @@ def _quantise_tflite(source: Path, target: Path, per_channel: bool, inputs: Sequ
         calibration: dict[str, Any] = {}
         q.add_dynamic_config("^(?!.*FrontEnd).*", TFLOperationName.FULLY_CONNECTED, num_bits=8, granularity=scales)
         if inputs:
-            for op in (TFLOperationName.FULLY_CONNECTED, TFLOperationName.BATCH_MATMUL):
-                q.add_static_config(
-                    ".*FoldedBlock.*", op, activation_num_bits=8, weight_num_bits=8, weight_granularity=scales
-                )
+            # All of a block, softmax and norms too: an accelerator that knows integers alone can run it in one piece.
+            every = TFLOperationName.ALL_SUPPORTED
+            q.add_static_config(
+                ".*FoldedBlock.*", every, activation_num_bits=8, weight_num_bits=8, weight_granularity=scales
+            )
             from ai_edge_litert.interpreter import Interpreter
 
             (key, signature), *_ = Interpreter(str(source)).get_signature_list().items()

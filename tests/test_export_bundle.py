@@ -282,14 +282,14 @@ def one(error: float) -> NDArray[np.float64]:
     return errors
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-4), ("int8", 0.1), ("int8-static", 0.2)])
+@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-4), ("int8", 0.1), ("int8-static", 0.3)])
 def test_the_bound_of_the_largest_error(kind: str, bound: float) -> None:
     assert judged(kind, one(0.9 * bound), synthetic=False).problems == ()
     (told,) = judged(kind, one(1.1 * bound), synthetic=False).problems
     assert told == f"a probability is off by {1.1 * bound:.2g}, more than {bound:g}"
 
 
-@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-3), ("int8", 0.05), ("int8-static", 0.075)])
+@pytest.mark.parametrize(("kind", "bound"), [("fp32", 1e-3), ("int8", 0.05), ("int8-static", 0.2)])
 def test_the_bound_of_the_noise(monkeypatch: pytest.MonkeyPatch, kind: str, bound: float) -> None:
     """An error of the same size everywhere is the RMS error; by hand, the checkpoint's RMS deviation is 0.27764."""
     monkeypatch.setitem(MAX_ERROR, kind, 1.0)
