@@ -135,10 +135,8 @@ def _verdict(
     """`probs` (N, C) of a file against `expected` (N, C); `synthetic` sounds are those whose noise has a bound."""
     top, wanted = np.argsort(-probs, axis=1), np.argsort(-expected, axis=1)
     shared = [len(set(a[:5]) & set(b[:5])) / 5 for a, b in zip(top, wanted, strict=True)]
-    targets, known = (
-        multi_hot([tags or () for tags in labels], probs.shape[1]),
-        np.array([t is not None for t in labels]),
-    )
+    targets = multi_hot([tags or () for tags in labels], probs.shape[1])
+    known = np.array([tags is not None for tags in labels])
     c = compare(targets, probs, expected, known, np.ones(len(probs), bool))
     has_ap = not math.isnan(c.drop)
     file_ap = mean_ap(average_precision(targets[known], probs[known]))
