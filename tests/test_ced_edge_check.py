@@ -23,6 +23,7 @@ from check_case import N_CLIPS, Case, permute_outputs, replace_file, round_model
 from sklearn.metrics import average_precision_score
 from tiny_bundle import export_onnx, tiny_model, with_file
 
+from ced_edge import backends
 from ced_edge.artifact import LABELS_NAME, Bundle, labels_text, read_bundle
 from ced_edge.bounds import DEFAULTS, Bounds, bounds, read_bounds
 from ced_edge.check import Comparison, Result, broken, check, compare, heard_alike
@@ -153,6 +154,7 @@ def test_permuted_labels_in_a_model_file_are_refused(own: Case) -> None:
 
 def test_a_broken_stream_is_caught(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose shared log-mel frames are not those of the window on its own."""
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", backends.TFLITE_RUNTIMES)  # which a worker cuts down for good
     served, wave = _Served(), np.random.default_rng(0).standard_normal(80_000).astype(np.float32)
     served.load(str(case.bundle), "24x2-fp32.onnx", "onnxruntime", 1)
     assert served.stream_difference(wave, [320, 5_000, 33]) == 0
