@@ -23,7 +23,7 @@ _ACTIVATIONS = {
     ("onnx", "int8"): "uint8 per tensor, ranges at run time; attention float32",
     ("tflite", "int8"): "int8 per token, ranges at run time; attention float32",
     ("onnx", "int8-static"): "uint8 per tensor, calibrated, attention included; patches and head float32",
-    ("tflite", "int8-static"): "int8 per tensor, calibrated, in blocks all of them; patches and head at run time",
+    ("tflite", "int8-static"): "int8 per tensor, calibrated, blocks integer throughout; patches and head at run time",
 }
 
 

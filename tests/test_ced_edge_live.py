@@ -68,7 +68,7 @@ class Burst:
 
 def hear(source: Any, hop_s: float = 0.1, **options: Any) -> tuple[Heard, Notebook]:
     book = Notebook()
-    stream = StreamingTagger(Loudness(0.2), hop_s=hop_s)  # type: ignore[arg-type]
+    stream = StreamingTagger(Loudness(0.2), hop_s=hop_s)
     return listen(source, stream, Events(EventRule(), 2), book, **options), book
 
 
@@ -142,7 +142,7 @@ class Pieces:
 def fails(source: Any, error: str) -> tuple[Heard, Notebook]:
     """What is heard of a source before its error."""
     heard, book = Heard(), Notebook()
-    stream = StreamingTagger(Loudness(0.2), hop_s=0.1)  # type: ignore[arg-type]
+    stream = StreamingTagger(Loudness(0.2), hop_s=0.1)
     with pytest.raises(CedEdgeError, match=error):
         listen(source, stream, Events(EventRule(), 2), book, heard=heard)
     return heard, book
@@ -152,7 +152,7 @@ def fails(source: Any, error: str) -> tuple[Heard, Notebook]:
 @pytest.mark.parametrize("at", [0, 64_000, 95_999])
 def test_what_came_before_a_nan_is_heard_however_it_is_cut(cuts: list[int], at: int) -> None:
     heard, book = fails(Pieces(with_nan(cuts, at)), rf"the sample at {at / 48_000:.3f} s \(index {at}\) is NaN")
-    whole = StreamingTagger(Loudness(0.2), hop_s=0.1)  # type: ignore[arg-type]
+    whole = StreamingTagger(Loudness(0.2), hop_s=0.1)
     wave = np.ones((at, 2), np.float32)
     wave[:30_000] = 0
     expected = list(tag_stream(whole, [(wave, 48_000)] if at else []))
@@ -238,7 +238,7 @@ def test_a_pipe_that_does_not_block_is_waited_for(raises: bool) -> None:
             return os.read(back, n)
 
     with os.fdopen(back, "rb") as pipe:
-        source = PcmSource(Raises() if raises else pipe, RATE, 1, "s16le")  # type: ignore[arg-type]
+        source = PcmSource(Raises() if raises else pipe, RATE, 1, "s16le")
         for _ in range(3):
             assert source.read(0.05) == []
             os.write(front, bytes(200))
@@ -279,7 +279,7 @@ class Pipe:
         self._waits_s: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         monkeypatch.setattr(sources, "time", self.clock)
         monkeypatch.setattr(sources, "PIECE_S", piece_s)
-        self.source = PcmSource(self, RATE, 1, "s16le")  # type: ignore[arg-type]
+        self.source = PcmSource(self, RATE, 1, "s16le")
 
     def read(self, n: int) -> bytes:
         wait_s = self._waits_s.get()
