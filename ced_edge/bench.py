@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import platform
-import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ced_edge.artifact import Bundle
-from ced_edge.errors import InputError
-from ced_edge.frontend import log_mel
 from ced_edge.worker import Target, Worker
 
 Float32 = NDArray[np.float32]
@@ -52,19 +46,6 @@ class Timing:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class OpTime:
-    """All nodes of one type in a model file."""
-
-    op: str
-    calls: float
-    """In one run of the model."""
-    ms: float
-    """In one run of the model."""
-    share: float
-    """Of the time of all nodes."""
 
 
 def window(bundle: Bundle) -> Float32:
@@ -129,44 +110,6 @@ def _timing(worker: Worker, threads: int, seconds: NDArray[np.float64], cold: fl
         peak_mb=worker.peak_mb(),
         size_mb=file.bytes / 1e6,
     )
-
-
-def profile(target: Target, repeats: int = 20, threads: int = 1) -> list[OpTime]:
-    """Time per type of node, the slowest first. Raises InputError where the runtime cannot tell."""
-    if target.file.format != "onnx":
-        raise InputError(
-            f"{target.name} has no per-op times: TFLite's Python interpreters do not give them; "
-            "TensorFlow Lite's benchmark_model --enable_op_profiling=true does"
-        )
-    import onnxruntime as ort
-
-    bundle, x = target.bundle, window(target.bundle)
-    if bundle.input == "mel":
-        x = log_mel(x, bundle.spec.frontend)
-    with tempfile.TemporaryDirectory() as folder:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        options.enable_profiling = True
-        options.profile_file_prefix = os.path.join(folder, "profile")
-        session = ort.InferenceSession(str(bundle.path(target.file)), options, providers=["CPUExecutionProvider"])
-        for _ in range(repeats + 1):
-            session.run(None, {bundle.input: x[None]})
-        return aggregate(json.loads(Path(session.end_profiling()).read_text()))
-
-
-def aggregate(events: Sequence[dict[str, Any]]) -> list[OpTime]:
-    """ONNX Runtime's profile -> time per type of node and run, the first run left out, the slowest type first."""
-    runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: float(e["ts"]))[1:]
-    total_us: dict[str, float] = defaultdict(float)
-    calls: dict[str, int] = defaultdict(int)
-    for e in events:
-        if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= runs[0]["ts"]:
-            total_us[e["args"]["op_name"]] += e["dur"]
-            calls[e["args"]["op_name"]] += 1
-    whole = sum(total_us.values())
-    times = [OpTime(op, calls[op] / len(runs), us / 1e3 / len(runs), us / whole) for op, us in total_us.items()]
-    return sorted(times, key=lambda t: -t.ms)
 
 
 def cpu_name() -> str:

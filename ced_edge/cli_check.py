@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import click
 
 from ced_edge.artifact import FORMATS, KINDS, read_bundle
+from ced_edge.backends import NotInstalled
 from ced_edge.bounds import Bounds, read_bounds
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.worker import Target, targets
+from ced_edge.worker import Target, Worker, targets
 
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
@@ -108,7 +109,7 @@ def check(
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Visits to each file.")
 @click.option("--repeats", type=click.IntRange(1), default=10, show_default=True, help="Timed calls in each visit.")
 @click.option("--cold", type=click.IntRange(1), default=3, show_default=True, help="Processes started for cold_ms.")
-@click.option("--profile", "profiled", is_flag=True, help="Time per type of node, where the runtime tells.")
+@click.option("--profile", "profiled", is_flag=True, help="Time per type of operator, on the fewest threads.")
 @click.option("--json", "as_json", is_flag=True)
 def bench(
     bundles: tuple[Path, ...],
@@ -136,21 +137,25 @@ def bench(
             click.echo(f"left out: nothing here runs {target.file.name}: pip install ai-edge-litert", err=True)
     if not wanted:
         raise InputError("nothing here runs any of these files: pip install onnxruntime ai-edge-litert")
-    timings = measure.bench(wanted, parse_threads(threads), rounds, repeats, cold)
+    counts = parse_threads(threads)
+    timings = measure.bench(wanted, counts, rounds, repeats, cold)
     if not as_json:
         click.echo(f"{measure.cpu_name()}; one window a call, from waveform to probabilities")
         click.echo(tables.text_table(tables.BENCH_HEAD, tables.bench_rows(timings)))
     profiles = []
     for target in wanted if profiled else []:
         try:
-            ops = measure.profile(target)
-        except InputError as e:
+            with Worker(target, counts[0]) as worker:
+                found = worker.profile()
+        except NotInstalled as e:
             click.echo(str(e), err=True)
             continue
-        profiles.append({"file": str(target.bundle.path(target.file)), "ops": [dataclasses.asdict(op) for op in ops]})
+        where = {"file": str(target.bundle.path(target.file)), "runtime": worker.runtime, "threads": counts[0]}
+        profiles.append(where | found.to_dict())
         if not as_json:
-            click.echo(f"\n{target.file.name}, one run, {sum(op.ms for op in ops):.2f} ms in nodes")
-            click.echo(tables.text_table(("op", "share", "ms", "nodes"), tables.op_rows(ops)))
+            click.echo(f"\n{target.file.name} on {worker.runtime}, threads: {counts[0]}")
+            click.echo("\n".join(tables.profile_notes(found)))
+            click.echo(tables.text_table(tables.OP_HEAD, tables.op_rows(found)))
     if as_json:
         result = {"cpu": measure.cpu_name(), "timings": [t.to_dict() for t in timings], "profiles": profiles}
         click.echo(json.dumps(result, indent=1))

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ced_edge.bench import OpTime, Timing, cpu_name
+from ced_edge.bench import Timing, cpu_name
 from ced_edge.check import Result
 from ced_edge.errors import InputError
 from ced_edge.files import atomic_path
 from ced_edge.labels import labels
+from ced_edge.profile import Profile
 from ced_edge.reference import Reference
 
 # Figures are matplotlib's, which the device install lacks: they are typed Any.
@@ -28,6 +29,7 @@ CHECK_HEAD = (
     "ms", "MB", "peak MB", "verdict",
 )  # fmt: skip
 BENCH_HEAD = ("file", "runtime", "threads", "ms", "p95", "spread", "RTF", "load ms", "cold ms", "peak MB", "MB")
+OP_HEAD = ("op", "share", "ms", "calls")
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -105,9 +107,17 @@ def bench_rows(timings: Sequence[Timing]) -> list[list[str]]:
     ]
 
 
-def op_rows(times: Sequence[OpTime]) -> list[list[str]]:
-    """A row of type, share, time in ms and nodes for each type of node."""
-    return [[t.op, f"{t.share:.1%}", f"{t.ms:.3f}", f"{t.calls:g}"] for t in times]
+def op_rows(found: Profile) -> list[list[str]]:
+    """A row under OP_HEAD for each type of operator."""
+    return [[t.op, f"{t.share:.1%}", f"{t.ms:.3f}", f"{t.calls:g}"] for t in found.ops]
+
+
+def profile_notes(found: Profile) -> list[str]:
+    """How far the operators explain the whole, how they were timed, and what was not."""
+    lines = [f"sum of operators {found.ops_ms:.2f} ms, whole model {found.whole_ms:.2f} ms", found.method]
+    if found.left_out:
+        lines.append(f"not timed: {', '.join(f'{n} {op}' for op, n in found.left_out.items())}")
+    return lines
 
 
 def notes(results: Sequence[Result]) -> list[str]:

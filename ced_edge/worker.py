@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from ced_edge.artifact import Bundle, ModelFile
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_stream
 from ced_edge.windows import chunks, times_s
+
+if TYPE_CHECKING:
+    from ced_edge.profile import Profile
 
 Float32 = NDArray[np.float32]
 
@@ -118,6 +121,11 @@ class Worker:
         """What each of `repeats` calls took, after one that is not counted."""
         return list(self._ask("seconds", wave, repeats))
 
+    def profile(self, repeats: int = 20) -> Profile:
+        """Time per type of operator, see `ced_edge.profile.profile`. Raises NotInstalled."""
+        found: Profile = self._ask("profile", repeats)
+        return found
+
     def peak_mb(self) -> float | None:
         """Most memory the process has ever had, Python and all, in 1e6 bytes; None where the system cannot tell."""
         peak = self._ask("peak_mb")
@@ -160,6 +168,8 @@ class _Served:
     """What the child does when asked."""
 
     tagger: Tagger
+    target: Target
+    threads: int
 
     def load(self, folder: str, file: str, runtime: str, threads: int) -> tuple[float, str, bool]:
         began = time.perf_counter()
@@ -167,6 +177,7 @@ class _Served:
         backends.TFLITE_RUNTIMES = tuple(r for r in backends.TFLITE_RUNTIMES if r[1] == runtime)
         self.tagger = Tagger(folder, file=file, threads=threads)
         seconds, backend = time.perf_counter() - began, self.tagger.backend
+        self.target, self.threads = Target(self.tagger.bundle, self.tagger.file, runtime), threads
         name = backend.runtime
         for package in (runtime, f"{runtime}-cpu"):  # as TensorFlow's smaller build is called
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -200,6 +211,11 @@ class _Served:
             self.tagger.predict(wave)
             marks.append(time.perf_counter())
         return np.diff(marks).tolist()
+
+    def profile(self, repeats: int) -> Profile:
+        from ced_edge.profile import profile  # which stands on this module
+
+        return profile(self.target, repeats, self.threads)
 
     def peak_mb(self) -> float | None:
         # Not ru_maxrss on Linux: what the parent held when it forked counts in it.

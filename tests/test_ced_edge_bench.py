@@ -144,50 +144,7 @@ def test_bench_tells_it_all(target: Target) -> None:
         assert t.spread >= 0
 
 
-# Per-op profile.
-
-
-def test_a_profile_by_hand() -> None:
-    def node(op: str, ts: int, dur: int, name: str = "n_kernel_time") -> dict[str, Any]:
-        return {"cat": "Node", "name": name, "ts": ts, "dur": dur, "args": {"op_name": op}}
-
-    events = [
-        {"cat": "Session", "name": "model_loading", "ts": 0, "dur": 9},
-        node("MatMul", 11, 90_000),  # the first run is not counted
-        {"cat": "Session", "name": "model_run", "ts": 10, "dur": 95},
-        node("MatMul", 101, 2_000),
-        node("MatMul", 102, 3_000),
-        node("Add", 103, 1_000),
-        node("Add", 103, 50_000, "n_fence_before"),
-        {"cat": "Session", "name": "model_run", "ts": 100, "dur": 9},
-        node("MatMul", 201, 3_000),
-        node("MatMul", 202, 2_000),
-        node("Add", 203, 5_000),
-        {"cat": "Session", "name": "model_run", "ts": 200, "dur": 9},
-    ]
-    assert bench.aggregate(events) == [
-        bench.OpTime("MatMul", 2, 5.0, pytest.approx(10 / 16)),
-        bench.OpTime("Add", 1, 3.0, pytest.approx(6 / 16)),
-    ]
-
-
-@pytest.mark.parametrize("kind", ["waveform", "mel"])
-def test_a_profile_of_a_model(kind: str) -> None:
-    (target,) = targets(shared_bundle(kind))
-    ops = {op.op: op for op in bench.profile(target, repeats=3)}
-    assert sum(op.share for op in ops.values()) == pytest.approx(1)
-    times = [op.ms for op in ops.values()]
-    assert times == sorted(times, reverse=True)
-    blocks = target.bundle.spec.depth
-    assert ops["Softmax"].calls == blocks
-    assert sum(op.calls for name, op in ops.items() if "MatMul" in name or "Gemm" in name) >= 6 * blocks
-    assert not [p for p in Path().iterdir() if p.name.startswith("profile")]
-
-
-def test_no_profile_of_tflite(target: Target) -> None:
-    tflite = dataclasses.replace(target, file=dataclasses.replace(target.file, name="x.tflite"))
-    with pytest.raises(InputError, match=r"x\.tflite on onnxruntime has no per-op times: .*benchmark_model"):
-        bench.profile(tflite)
+# What is heard.
 
 
 def test_the_window_is_loud_enough_and_always_the_same(target: Target) -> None:

@@ -152,7 +152,8 @@ def test_bench(call: Call, case: Case) -> None:
     assert lines[1].split()[:4] == ["file", "runtime", "threads", "ms"]
     rows = [(line.split()[0], line.split()[3]) for line in lines[2:6]]
     assert rows == [(f"24x2-{kind}.onnx", threads) for threads in "12" for kind in ("int8", "fp32")]
-    assert len(re.findall(r"^24x2-.*, one run, [\d.]+ ms in nodes$", out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^24x2-.*\.onnx on onnxruntime [\d.]+, threads: 1$", out, re.MULTILINE)) == 2
+    assert len(re.findall(r"^sum of operators [\d.]+ ms, whole model [\d.]+ ms$", out, re.MULTILINE)) == 2
     code, out, err = call("bench", case.bundle, "--kind", "fp32", "--json", *quick)
     assert (code, err) == (0, "")
     found = json.loads(out)
