@@ -1,6 +1,7 @@
 """Any audio file -> float32 samples in [-1, 1] at the asked rate.
 
-A wav or ogg that was cut short is used as far as it goes: such files often carry a wrong length on purpose.
+libsndfile reads it, and what it does not know, of files with a name, `media` does. A wav or ogg that was cut short is
+used as far as it goes: such files often carry a wrong length on purpose.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
@@ -18,9 +19,19 @@ from numpy.typing import NDArray
 
 from ced_edge.errors import InputError
 
+if TYPE_CHECKING:
+    from ced_edge.media import Media
+
 Float32 = NDArray[np.float32]
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3"})
+_SNDFILE = ".aif .aifc .aiff .au .bwf .caf .flac .mp2 .mp3 .oga .ogg .opus .rf64 .snd .sph .w64 .wav .wave"
+_FFMPEG = (
+    ".3g2 .3gp .aac .ac3 .amr .ape .asf .avi .awb .m4a .m4b .m4v .mka .mkv .mov .mp4 .mpeg .mpg .spx .weba .webm"
+    " .wma .wmv .wv"
+)
+MEDIA_SUFFIXES = frozenset(_FFMPEG.split())
+"""Suffixes of what libsndfile does not read, and FFmpeg does, in lower case."""
+AUDIO_SUFFIXES = MEDIA_SUFFIXES | frozenset(_SNDFILE.split())
 """Suffixes that a folder is searched for, in lower case."""
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 1_000_000
@@ -47,9 +58,34 @@ def _name(source: Path | BinaryIO) -> str:
     return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the stream"))
 
 
-@contextlib.contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[soundfile.SoundFile]:
-    """An open sound file with a sane header. Every failure, also while reading, becomes an AudioError."""
+class _Sound:
+    """A sound that libsndfile reads: as many of its samples as are asked for."""
+
+    def __init__(self, name: str, f: soundfile.SoundFile) -> None:
+        self._name, self._f = name, f
+        self.rate_hz = int(f.samplerate)
+
+    def seconds(self) -> float:
+        """Length in seconds as the header tells it."""
+        return float(self._f.frames / self._f.samplerate)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
+        """Samples [start, stop) as (frames, channels) each. Raises AudioError when it ends before its header says."""
+        stop = self._f.frames if stop is None else min(stop, self._f.frames)
+        if start >= stop:
+            raise AudioError(self._name, "no samples")
+        if start > 0:
+            self._f.seek(start)
+        while start < stop:  # in blocks, so that a header that lies about its length costs no memory
+            block = self._f.read(min(stop - start, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+            if len(block) == 0:
+                raise AudioError(self._name, "truncated or damaged")
+            yield block
+            start += len(block)
+
+
+def _sound_file(source: Path | BinaryIO) -> soundfile.SoundFile | None:
+    """An open sound file; None where it is none that libsndfile knows. Raises AudioError."""
     name = _name(source)
     try:
         if isinstance(source, Path) and not source.exists():
@@ -61,66 +97,64 @@ def _opened(source: Path | BinaryIO) -> Iterator[soundfile.SoundFile]:
         if isinstance(source, Path):
             os.close(os.open(source, os.O_RDONLY))  # libsndfile would call it no audio, whatever the reason
         # As bytes: a name may be none of the locale's.
-        f = soundfile.SoundFile(os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source)
-    except AudioError:
-        raise
+        return soundfile.SoundFile(os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source)
     except OSError as e:
         raise AudioError(name, f"unreadable ({e.strerror})") from e
     except (soundfile.SoundFileError, TypeError) as e:
         # soundfile raises TypeError for a suffix of headerless audio, such as .raw
-        bad_info = getattr(e, "code", None) == _SF_ERR_BAD_INFO
-        raise AudioError(name, "bad sample rate or channel count" if bad_info else "not audio") from e
-    with f:
-        if not MIN_RATE_HZ <= f.samplerate <= MAX_RATE_HZ:
-            raise AudioError(name, "bad sample rate or channel count")
-        if f.frames >= _UNKNOWN_FRAMES:
-            raise AudioError(name, "no length in its header, encode it again")
-        if isinstance(source, Path) and f.frames > source.stat().st_size * _MAX_FRAMES_PER_BYTE:
-            raise AudioError(name, "truncated or damaged")
-        try:
-            yield f
-        except (OSError, soundfile.SoundFileError) as e:
-            raise AudioError(name, "truncated or damaged") from e
+        if getattr(e, "code", None) == _SF_ERR_BAD_INFO:
+            raise AudioError(name, "bad sample rate or channel count") from e
+        return None
 
 
-def _blocks(f: soundfile.SoundFile, start: int, stop: int, name: str) -> Iterator[Float32]:
-    """Frames [start, stop) as (frames, channels) each. Raises AudioError when the file ends before its header says."""
-    stop = min(stop, f.frames)
-    if start >= stop:
-        raise AudioError(name, "no samples")
-    if start > 0:
-        f.seek(start)
-    while start < stop:  # in blocks, so that a header that lies about its length costs no memory
-        block = f.read(min(stop - start, _BLOCK_FRAMES), dtype="float32", always_2d=True)
-        if len(block) == 0:
-            raise AudioError(name, "truncated or damaged")
-        yield block
-        start += len(block)
+@contextlib.contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[_Sound | Media]:
+    """An open sound with a sane header. Every failure, also while reading, becomes an AudioError."""
+    name = _name(source)
+    f = _sound_file(source)
+    try:
+        if f is None:
+            if not isinstance(source, Path):
+                raise AudioError(name, "not audio")
+            from ced_edge import media
+
+            with media.opened(source) as sound:
+                yield sound
+            return
+        with f:
+            if not MIN_RATE_HZ <= f.samplerate <= MAX_RATE_HZ:
+                raise AudioError(name, "bad sample rate or channel count")
+            if f.frames >= _UNKNOWN_FRAMES:
+                raise AudioError(name, "no length in its header, encode it again")
+            if isinstance(source, Path) and f.frames > source.stat().st_size * _MAX_FRAMES_PER_BYTE:
+                raise AudioError(name, "truncated or damaged")
+            yield _Sound(name, f)
+    except (OSError, soundfile.SoundFileError) as e:
+        raise AudioError(name, "truncated or damaged") from e
 
 
-def _read(f: soundfile.SoundFile, start: int, stop: int, name: str) -> Float32:
-    """Frames [start, stop) as (frames, channels)."""
-    blocks = list(_blocks(f, start, stop, name))
-    return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+def _joined(blocks: Iterator[Float32]) -> Float32:
+    held = list(blocks)
+    return np.concatenate(held) if len(held) > 1 else held[0]
 
 
 def duration_s(source: Path) -> float:
     """Length in seconds as the header tells it. Raises AudioError."""
-    with _opened(source) as f:
-        return float(f.frames / f.samplerate)
+    with _opened(source) as sound:
+        return sound.seconds()
 
 
 def stream(source: Path | BinaryIO) -> Iterator[tuple[Float32, int]]:
     """A file of any length, piece by piece: ((frames, channels) float32, rate in Hz). Raises AudioError."""
-    with _opened(source) as f:
-        for block in _blocks(f, 0, f.frames, _name(source)):
-            yield block, int(f.samplerate)
+    with _opened(source) as sound:
+        for block in sound.blocks():
+            yield block, sound.rate_hz
 
 
 def decode(source: Path | BinaryIO) -> tuple[Float32, int]:
     """Whole file -> ((frames, channels) float32, rate in Hz). Raises AudioError."""
-    with _opened(source) as f:
-        return _read(f, 0, f.frames, _name(source)), int(f.samplerate)
+    with _opened(source) as sound:
+        return _joined(sound.blocks()), sound.rate_hz
 
 
 def load(source: Path | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: float | None = None) -> Float32:
@@ -128,10 +162,9 @@ def load(source: Path | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: fl
 
     With `start_s` and `stop_s` only that part is decoded (`stop_s` may lie past the end). Raises AudioError.
     """
-    with _opened(source) as f:
-        rate = int(f.samplerate)
-        stop = f.frames if stop_s is None else round(stop_s * rate)
-        wave = _read(f, round(start_s * rate), stop, _name(source))
+    with _opened(source) as sound:
+        rate = sound.rate_hz
+        wave = _joined(sound.blocks(round(start_s * rate), None if stop_s is None else round(stop_s * rate)))
     mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
     return resample(mono, rate, rate_hz)
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "latest.safetensors")
 """What holds the weights in a folder, in the order in which they are looked for."""
 
+_HUB_TIMEOUT_S = 10.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -137,12 +139,19 @@ def find_checkpoint(source: str | Path) -> Found:
 def _download(name: str) -> Found:
     try:
         import huggingface_hub as hub
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as e:
         raise InputError(f"no such file: {name} (to fetch it from the hub: pip install huggingface_hub)") from e
 
     found: dict[str, Path] = {}
     offline: Exception | None = None
+    try:
+        # Asked once: `hf_hub_download` would try for half a minute, and log every time.
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S)
+    except (EntryNotFoundError, HfHubHTTPError):
+        pass  # it answers
+    except Exception as e:  # its HTTP client's own
+        offline = e
     for file in ("config.json", "model.safetensors", "pytorch_model.bin"):
         if file == "pytorch_model.bin" and "model.safetensors" in found:
             break
@@ -153,10 +162,13 @@ def _download(name: str) -> Found:
         except EntryNotFoundError:  # the repository has no such file
             continue
         except Exception as e:  # the hub's own errors, its HTTP client's and the disk's
-            raise InputError(f"no file {name} here, and the Hugging Face hub did not give it: {_one_line(e)}") from e
+            raise InputError(
+                f"no file or folder {name}, and the Hugging Face hub did not give it: {_one_line(e)}"
+            ) from e
     weights = found.get("model.safetensors", found.get("pytorch_model.bin"))
     if weights is None and offline is not None:
-        raise InputError(f"no file {name} here, and the hub is out of reach: {_one_line(offline)}") from offline
+        reason = _one_line(offline)
+        raise InputError(f"no file or folder {name}, and the Hugging Face hub is out of reach: {reason}") from offline
     if weights is None:
         raise InputError(f"{name} on the Hugging Face hub has neither model.safetensors nor pytorch_model.bin")
     return Found(weights, found.get("config.json"))

@@ -134,15 +134,18 @@ def tag(
     """Tag audio files of any format, rate and length; folders are walked.
 
     A long file is heard in windows of --window seconds every --hop seconds (by default the bundle's window, one after
-    the other), and tagged as a whole by their mean. A file that cannot be used is told of, the rest goes on, and the
-    exit code is 1.
+    the other), and tagged as a whole by their mean. A file or folder that cannot be used is told of, the rest goes on,
+    and the exit code is 1.
     """
     from ced_edge.plot_tags import plot_tags, require_matplotlib
     from ced_edge.tag_files import tag_files, walk
 
-    paths = walk(files)
     if as_json and as_csv:
         raise InputError("--json and --csv: choose one")
+    unread: list[OSError] = []
+    paths = walk(files, unread.append)
+    for error in unread:
+        click.echo(f"ced-edge: cannot read the folder {error.filename}: {error.strerror}", err=True)
     if plot is not None:
         require_matplotlib()
         if len(paths) != 1:
@@ -162,8 +165,9 @@ def tag(
             write(done)
             if plot is not None:
                 plot_tags(plot, done.path, done.tags, tagger.bundle.spec.frontend, top)
-    if bad:
-        raise CedEdgeError(f"{bad} of {len(paths)} files could not be tagged")
+    if bad or unread:
+        folders = f", and {len(unread)} folder{'s' * (len(unread) > 1)} not read" if unread else ""
+        raise CedEdgeError(f"{bad} of {len(paths)} files could not be tagged{folders}")
 
 
 def _cores() -> int:

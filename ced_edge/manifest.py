@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import collections
 import csv
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +56,46 @@ def read_manifest(path: Path, split: str | None = None, audio_root: Path | None 
     return clips
 
 
-def audio_files(folder: Path) -> list[Path]:
-    """All below `folder` with the suffix of audio, sorted, but for folders. Whether it can be read is not checked."""
-    # os.path, not Path.is_dir, which raises where the system will not tell; then reading the file gives the reason.
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and not os.path.isdir(p))
+def _refuse(error: OSError) -> None:
+    raise InputError(
+        f"cannot read the folder {error.filename}: {error.strerror}: give the right to read it, or move it away"
+    ) from error
+
+
+def audio_files(folder: Path, failed: Callable[[OSError], None] = _refuse) -> list[Path]:
+    """All below `folder` with the suffix of audio, sorted, but for folders. Whether it can be read is not checked.
+
+    Links to folders are followed. A folder that is reached twice, in a loop say, counts once: by its own name rather
+    than a link's. `failed` is called for each that cannot be read; by default it raises InputError naming it.
+    """
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], collections.deque[Path]()
+    while folders or links:
+        here = folders.pop() if folders else links.popleft()
+        try:
+            stat = here.stat()
+            if (stat.st_dev, stat.st_ino) in seen:
+                continue
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(here) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as e:
+            failed(e)
+            continue
+        for entry in listed:
+            is_audio = Path(entry.name).suffix.lower() in AUDIO_SUFFIXES
+            try:
+                is_folder = entry.is_dir()
+            except OSError as e:  # the system will not tell; of a sound, reading it gives the reason
+                is_folder = False
+                if not is_audio:
+                    failed(e)
+            if is_folder:
+                (links if entry.is_symlink() else folders).append(here / entry.name)
+            elif is_audio:
+                found.append(here / entry.name)
+    return sorted(found)
 
 
 def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:

@@ -28,11 +28,18 @@ class Tagged:
     error: CedEdgeError | None = None
 
 
-def walk(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the audio files in them. A folder without any stays, to be told of."""
+def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]:
+    """Files as they are, folders as the audio files in them. A folder without any stays, to be told of.
+
+    `failed` is called for each folder that cannot be read.
+    """
     found: list[Path] = []
     for path in paths:
-        found += (audio_files(path) if os.path.isdir(path) else []) or [path]
+        errors: list[OSError] = []
+        inside = audio_files(path, errors.append) if os.path.isdir(path) else []
+        for error in errors:
+            failed(error)
+        found += inside or ([] if errors else [path])
     return found
 
 

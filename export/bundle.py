@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,9 @@ from export.graph import Tagger
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
 from export.verify import Verdict, verify
+
+_FULL = 1_000_000
+"""A disk with fewer bytes left is why something failed."""
 
 Say = Callable[[str], None]
 
@@ -143,6 +148,15 @@ class _Files:
         """Write a bare model file."""
         path = self._path(kind, format)
         self.say(f"export: {path.name}")
+        # Quantising writes a copy of the float file, adding metadata another.
+        self._check_space(path, round(1.3 * 4 * sum(p.numel() for p in self.model.parameters())))
+        try:
+            self._convert(kind, format, path)
+        except Exception:
+            self._check_space(path, _FULL)
+            raise
+
+    def _convert(self, kind: str, format: str, path: Path) -> None:
         if kind == "fp32":
             {"onnx": to_onnx, "tflite": to_tflite}[format](self._tagger, path, self.window)
         elif kind == "int8":
@@ -151,6 +165,15 @@ class _Files:
         else:
             static = {"onnx": quantize.onnx_int8_static, "tflite": quantize.tflite_int8_static}[format]
             static(self._path("fp32", format), path, self._calibration, self.config.per_channel)
+
+    def _check_space(self, path: Path, needed: int) -> None:
+        """Raises CedEdgeError where the disk is too full: a converter calls that a broken file, or dies of it."""
+        for place in (self.folder.parent, Path(tempfile.gettempdir())):
+            if (free := shutil.disk_usage(place).free) < needed:
+                raise CedEdgeError(
+                    f"no space left for {path.name}: {place} has {free / 1e6:.1f} MB, and it takes {needed / 1e6:.1f}: "
+                    "free some, and export again"
+                )
 
     def describe(self, kind: str, format: str) -> ModelFile:
         """Let a file say of itself what it is, and the manifest too."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from pathlib import Path
 
 import click
@@ -10,9 +12,11 @@ import click
 from ced_edge.artifact import FORMATS, INPUTS
 from ced_edge.checkpoint import find_checkpoint
 from ced_edge.errors import InputError
-from ced_edge.manifest import read_clips
+from ced_edge.manifest import Clip, read_clips
 from export.bundle import ExportConfig, export_bundle
 from export.verify import Verdict
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -58,6 +62,12 @@ def export(
 
     It ends with verification: the files must answer as the checkpoint does, or nothing is written.
     """
+    if calibration is not None and not int8_static:
+        raise InputError("--calibration has no effect without --int8-static: give that too, or leave it out")
+    for option, value in (("--split", split), ("--audio-root", audio_root)):
+        if value is not None and not data:
+            raise InputError(f"{option} has no effect without --data: give a manifest to verify on, or leave it out")
+    clips = _present(read_clips(data, split, audio_root))
     source = checkpoint or str(latest_run(runs))
     weights = find_checkpoint(source).weights
     is_local = Path(source).expanduser().exists()
@@ -72,13 +82,24 @@ def export(
         per_channel=not per_tensor,
         calibration=calibration or (pack if int8_static and pack.is_dir() else None),
     )
-    clips = read_clips(data, split, audio_root)
     verdicts = export_bundle(source, out, config, clips, lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps({"bundle": str(out), "files": [v.to_dict() for v in verdicts]}, indent=1))
     else:
         click.echo(table(verdicts))
         click.echo(f"{out}: verified")
+
+
+def _present(clips: list[Clip]) -> list[Clip]:
+    """The clips whose files are there; the others are told of now, not after minutes. Raises InputError if none is."""
+    missing = [clip for clip in clips if not os.path.exists(clip.path)]
+    if not missing:
+        return clips
+    told = f"no such file: {missing[0].path}" + (f", and {len(missing) - 1} more" if missing[1:] else "")
+    if len(missing) == len(clips):
+        raise InputError(f"no clip of --data is there: {told}: name their folder with --audio-root")
+    log.warning("%d of %d clips left out: %s", len(missing), len(clips), told)
+    return [clip for clip in clips if os.path.exists(clip.path)]
 
 
 def latest_run(runs: Path) -> Path:

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -343,7 +344,12 @@ def fake_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, online: bool = True)
             raise EntryNotFoundError(f"404: {filename}")
         raise LocalEntryNotFoundError("cannot find the requested files in the local cache\nmore lines")
 
+    def metadata(url: str, timeout: float) -> None:
+        if not online:
+            raise OSError("[Errno -2] Name or service not known\nmore lines")
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
     return asked
 
 
@@ -365,7 +371,13 @@ def test_weights_in_the_cache_are_enough(state: State, tmp_path: Path, monkeypat
     assert find_checkpoint("someone/ced").weights == tmp_path / "model.safetensors"
 
 
-@pytest.mark.parametrize(("online", "message"), [(True, "has neither model.safetensors nor"), (False, "out of reach")])
+@pytest.mark.parametrize(
+    ("online", "message"),
+    [
+        (True, "has neither model.safetensors nor"),
+        (False, r"no file or folder someone/nothing, and .* out of reach: \[Errno -2\] Name or service not known$"),
+    ],
+)
 def test_a_hub_without_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, online: bool, message: str) -> None:
     fake_hub(tmp_path, monkeypatch, online)
     with pytest.raises(InputError, match=message) as e:
@@ -377,9 +389,20 @@ def test_a_hub_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> str:
         raise OSError("401 Client Error\nRepository Not Found")
 
+    fake_hub(Path(), monkeypatch)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
     with pytest.raises(InputError, match=r"the Hugging Face hub did not give it: 401 Client Error$"):
         load_model("someone/private")
+
+
+def test_a_hub_out_of_reach_is_told_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """The real client, to a port where nobody answers."""
+    monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: "http://127.0.0.1:9/model/config.json")
+    begun = time.monotonic()
+    with pytest.raises(InputError, match="no file or folder someone/nothing-of-this-name, and"):
+        load_model("someone/nothing-of-this-name")
+    assert time.monotonic() - begun < 8
+    assert not caplog.records
 
 
 def test_a_local_typo_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

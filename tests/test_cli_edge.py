@@ -22,7 +22,7 @@ from conftest import Call
 from tiny_bundle import shared_bundle
 
 from ced_edge import tag_files
-from ced_edge.audio import load
+from ced_edge.audio import AUDIO_SUFFIXES, load
 from ced_edge.errors import CedEdgeError
 from ced_edge.labels import labels
 from ced_edge.plot_tags import spectrogram
@@ -124,7 +124,7 @@ def test_a_bad_file_is_told_of_and_the_rest_goes_on(call: Call, audio: Path, tmp
         "nan.wav: the sample at 0.000 s (index 0) is NaN: samples are in [-1, 1]",
         "one.wav: too short: not one sample",
         "ced-edge: cannot use no.wav: no such file",
-        f"ced-edge: cannot use {tmp_path / 'none'}: no audio in this folder (.flac, .mp3, .oga, .ogg, .opus, .wav)",
+        f"ced-edge: cannot use {tmp_path / 'none'}: no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})",
         "ced-edge: 6 of 8 files could not be tagged",
     ]
 
