@@ -37,6 +37,10 @@ class Graph:
             return str(code.customCode.decode())
         return str(self._names[max(code.builtinCode, code.deprecatedBuiltinCode)])
 
+    def tensor_name(self, i: int) -> str:
+        """As in the file."""
+        return str(self._tensors[i].name.decode())
+
     def inputs(self, op: Any) -> list[int]:
         """Tensors that it reads and that are no constants, each once."""
         return [i for i in dict.fromkeys(_ids(op.inputs)) if i >= 0 and not len(self._constant(i))]

@@ -33,7 +33,7 @@ from ced_edge.reference import JSON_NAME, read_reference
 from ced_edge.spec import N_CLASSES
 from export import metadata, quantize
 from export.calibrate import calibration_waves
-from export.graph import Tagger
+from export.graph import CentredBlock, FoldedBlock, Tagger
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
 from export.verify import Verdict, verify
@@ -56,7 +56,12 @@ class ExportConfig:
     per_channel: bool = True
     """int8 weights with a scale per output channel, or one for all of them."""
     calibration: Path | None = None
-    """A pack, a manifest or a folder of audio; needed for int8-static alone."""
+    """A pack, a manifest or a folder: sounds to measure ranges on, besides synthetic ones. int8-static needs it."""
+
+    @property
+    def needs_ranges(self) -> bool:
+        """Whether any of the files has ranges that are measured beforehand."""
+        return "int8-static" in self.kinds or ("int8" in self.kinds and "tflite" in self.formats)
 
     def __post_init__(self) -> None:
         problems = []
@@ -140,9 +145,12 @@ class _Files:
 
     def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int, say: Say) -> None:
         self.folder, self.model, self.config, self.window, self.say = folder, model, config, window, say
-        self._tagger = Tagger(model, config.input == "waveform")
+        self._taggers = {
+            format: Tagger(model, config.input == "waveform", block)
+            for format, block in (("onnx", FoldedBlock), ("tflite", CentredBlock))
+        }
         # Now, as a wrong path should not cost minutes.
-        self._calibration = self._calibrate() if "int8-static" in config.kinds else []
+        self._calibration = self._calibrate() if config.needs_ranges else []
 
     def make(self, kind: str, format: str) -> None:
         """Write a bare model file."""
@@ -158,13 +166,16 @@ class _Files:
 
     def _convert(self, kind: str, format: str, path: Path) -> None:
         if kind == "fp32":
-            {"onnx": to_onnx, "tflite": to_tflite}[format](self._tagger, path, self.window)
-        elif kind == "int8":
-            dynamic = {"onnx": quantize.onnx_int8, "tflite": quantize.tflite_int8}[format]
-            dynamic(self._path("fp32", format), path, self.config.per_channel)
+            {"onnx": to_onnx, "tflite": to_tflite}[format](self._taggers[format], path, self.window)
+        elif (kind, format) == ("int8", "onnx"):
+            quantize.onnx_int8(self._path("fp32", format), path, self.config.per_channel)
         else:
-            static = {"onnx": quantize.onnx_int8_static, "tflite": quantize.tflite_int8_static}[format]
-            static(self._path("fp32", format), path, self._calibration, self.config.per_channel)
+            quantise = {
+                ("int8", "tflite"): quantize.tflite_int8,
+                ("int8-static", "tflite"): quantize.tflite_int8_static,
+                ("int8-static", "onnx"): quantize.onnx_int8_static,
+            }[kind, format]
+            quantise(self._path("fp32", format), path, self._calibration, self.config.per_channel)
 
     def _check_space(self, path: Path, needed: int) -> None:
         """Raises CedEdgeError where the disk is too full: a converter calls that a broken file, or dies of it."""
@@ -188,7 +199,6 @@ class _Files:
 
     def _calibrate(self) -> list[quantize.Float32]:
         s = self.model.spec.frontend
-        assert self.config.calibration is not None
         waves = calibration_waves(self.config.calibration, s.rate_hz, self.window)
         if self.config.input == "mel":
             return [log_mel(w, s)[None] for w in waves]

@@ -30,7 +30,9 @@ log = logging.getLogger(__name__)
 @click.option("--input", "input_", type=click.Choice(INPUTS), default="waveform", show_default=True)
 @click.option("--window", "window_s", type=float, default=10.0, show_default=True, help="Seconds of one call at most.")
 @click.option(
-    "--calibration", type=click.Path(path_type=Path), help="Sounds for --int8-static.  [default: the run's pack]"
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Sounds to measure ranges on.  [default: the run's pack]",
 )
 @click.option("--data", type=click.Path(path_type=Path), multiple=True, help="Manifest to verify on, too; repeat.")
 @click.option("--split", help="Only rows with this in the `split` column.")
@@ -62,8 +64,6 @@ def export(
 
     It ends with verification: the files must answer as the checkpoint does, or nothing is written.
     """
-    if calibration is not None and not int8_static:
-        raise InputError("--calibration has no effect without --int8-static: give that too, or leave it out")
     for option, value in (("--split", split), ("--audio-root", audio_root)):
         if value is not None and not data:
             raise InputError(f"{option} has no effect without --data: give a manifest to verify on, or leave it out")
@@ -80,8 +80,10 @@ def export(
         input=input_,
         window_s=window_s,
         per_channel=not per_tensor,
-        calibration=calibration or (pack if int8_static and pack.is_dir() else None),
+        calibration=calibration or (pack if pack.is_dir() else None),
     )
+    if calibration is not None and not config.needs_ranges:
+        raise InputError("--calibration has no effect on these files, which measure no ranges: leave it out")
     verdicts = export_bundle(source, out, config, clips, lambda text: click.echo(text, err=True))
     if as_json:
         click.echo(json.dumps({"bundle": str(out), "files": [v.to_dict() for v in verdicts]}, indent=1))

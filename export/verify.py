@@ -20,7 +20,7 @@ from ced_edge.manifest import Clip
 from ced_edge.metrics import average_precision, mean_ap, multi_hot
 from ced_edge.model import CED, predict
 from ced_edge.tagger import Tagger
-from export.calibrate import beginning, fill
+from export.calibrate import beginning, fill, synthetic_waves
 
 Float32 = NDArray[np.float32]
 
@@ -67,21 +67,6 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
         return asdict(self)
-
-
-def synthetic_waves(samples: int, rate_hz: int, seed: int = 0) -> list[Float32]:
-    """Sounds that need no file: tones, sweeps, noise loud and faint, clicks, a short one and silence."""
-    rng = np.random.default_rng(seed)
-    t = np.arange(samples) / rate_hz
-    noise = rng.standard_normal(samples)
-    swept = np.sin(2 * np.pi * (50 * t + 350 * t**2))
-    pulses = (np.arange(samples) % (rate_hz // 7) < 20) * rng.standard_normal(samples)
-    chord = sum(np.sin(2 * np.pi * f * t) for f in (220.0, 277.2, 329.6))
-    siren = np.sin(2 * np.pi * (700 * t - 60 * np.cos(2 * np.pi * 0.7 * t)))
-    modulated = noise * (1 + np.sin(2 * np.pi * 4 * t))
-    waves = [0.5 * noise, 1e-3 * noise, 0.5 * swept, pulses, 0.2 * chord, 0.3 * siren, 0.1 * modulated]
-    waves += [0.2 * siren[: samples // 3], np.zeros(samples)]
-    return [np.clip(wave, -1, 1).astype(np.float32) for wave in waves]
 
 
 def verify(bundle: Bundle, model: CED, clips: Sequence[Clip] = ()) -> list[Verdict]:
