@@ -12,7 +12,7 @@ from ced_edge.frontend import mel_filters
 from ced_edge.model import CED, predict
 from ced_edge.spec import FrontendSpec, ModelSpec
 from ced_edge.torch_frontend import LogMel
-from export.graph import FrontEnd, Tagger
+from export.graph import CentredBlock, FrontEnd, Tagger
 
 SPEC = FrontendSpec()
 
@@ -92,6 +92,33 @@ def test_tagger_is_the_model(model: CED, samples: int, waveform: bool) -> None:
     with torch.inference_mode():
         x = wave if waveform else model.front_end(wave)
         torch.testing.assert_close(Tagger(model, waveform)(x), predict(model, wave), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("samples", [5_000, 16_000, 160_000])
+def test_one_clip_through_centred_blocks_is_the_model(model: CED, samples: int) -> None:
+    tagger = Tagger(model, False, CentredBlock)
+    for wave in torch.from_numpy(sounds(samples)).split(1):
+        with torch.inference_mode():
+            torch.testing.assert_close(tagger(model.front_end(wave)), predict(model, wave), atol=1e-5, rtol=0)
+
+
+def test_queries_keys_and_values_are_of_one_size(model: CED) -> None:
+    """Of a head, they may come in one range; the student's differ by a factor of ten."""
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight[: model.spec.width] *= 10
+            block.attn.qkv.weight[-model.spec.width :] *= 0.3
+    tagger = Tagger(model, False)
+    sizes = []
+    for block in tagger.blocks:
+        block.qkv.register_forward_hook(lambda layer, args, y: sizes.append(y.square().mean((0, 1)).sqrt()))
+    with torch.inference_mode():
+        tagger(model.front_end(torch.from_numpy(sounds(16_000))))
+    for size in sizes:
+        q, k, v = size.reshape(3, model.spec.heads, -1).square().mean(2).sqrt()
+        assert (q / k).max() < 2
+        assert (k / q).max() < 2
+        assert v.max() < 2 * (q * k).sqrt().mean()
 
 
 def test_tagger_leaves_the_model_as_it_was(model: CED) -> None:
