@@ -5,7 +5,8 @@
 
 The models take the log-mel of 10 s, so that the table is of the network alone. Clips follow one another until 10 s are
 full and have the labels of all: a clip that is repeated would flatter whatever looks at a part of the tokens alone.
-`plain` is the network as torch.onnx.export and litert_torch.convert write it, `folded` is `export.graph`.
+`plain` is the network as torch.onnx.export and litert_torch.convert write it, `folded` is `export.graph`, `centred` the
+same with its `CentredBlock`, which only TFLite gets.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ from ced_edge.metrics import average_precision, mean_ap, multi_hot
 from ced_edge.model import CED, Block
 from export import quantize
 from export.calibrate import calibration_waves, fill
-from export.graph import FoldedBlock, Tagger, _linear, _rms_norm
+from export.graph import CentredBlock, FoldedBlock, Tagger, _linear, _rms_norm
 from export.quiet import quiet
 from export.to_onnx import to_onnx
 from export.to_tflite import to_tflite
 
 WINDOW = 160_000
+BLOCKS = ".*Block.*"
+Rule = tuple[str, str, str, int]
+"""As `export.quantize._quantise_tflite` takes them."""
 
 
 class Plain(nn.Module):
@@ -216,22 +220,22 @@ def ort_static_all(source: Path, target: Path, inputs: Sequence[np.ndarray]) -> 
         quantize._nodes_outside = outside
 
 
-def litert(rules: Sequence[tuple[str, str, str]], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
-    """ai-edge-quantizer with rules of (dynamic or static, which tensors, operation)."""
-    with quiet():
-        from ai_edge_litert.interpreter import Interpreter
-        from ai_edge_quantizer import quantizer
-        from ai_edge_quantizer.recipe import TFLOperationName
+def litert(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    quantize._quantise_tflite(source, target, inputs, True, rules)
 
-        q = quantizer.Quantizer(str(source))
-        for how, where, op in rules:
-            if how == "static":
-                q.add_static_config(where, TFLOperationName[op], activation_num_bits=8, weight_num_bits=8)
-            else:
-                q.add_dynamic_config(where, TFLOperationName[op], num_bits=8)
-        (key, signature), *_ = Interpreter(str(source)).get_signature_list().items()
-        found = q.calibrate({key: [{signature["inputs"][0]: x} for x in inputs]}, num_threads=1)
-        q.quantize(found).export_model(str(target), overwrite=True)
+
+def any_zero_point(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    """Keys and values with the zero points that their ranges give."""
+    with mock.patch.object(quantize, "_centre_second_factors"):
+        litert(rules, source, target, inputs)
+
+
+def running_averages(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    """Ranges as the quantiser measures them by itself."""
+    from ai_edge_quantizer.utils import qsv_utils
+
+    with mock.patch.object(qsv_utils, "min_max_update", qsv_utils.moving_average_update):
+        litert(rules, source, target, inputs)
 
 
 def sounds(clips: Sequence[Clip], rate: int) -> Iterator[tuple[np.ndarray, set[int]]]:
@@ -281,35 +285,51 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
         ort_dynamic(source, target := folder / f"{name}-int8.onnx", per_channel=True, extra_options=options)
         yield f"onnx, folded, {name}, dynamic, per channel", target
 
-    for name, tagger in (("plain", Plain(model).eval()), ("folded", Tagger(model, waveform=False))):
+    fc, every = "FULLY_CONNECTED", "ALL_SUPPORTED"
+    dynamic = ("dynamic", quantize._NETWORK, fc, 8)
+    too = quantize._DYNAMIC
+    whole = [("static", quantize._NETWORK, every, 8), ("static", ".*", "LOGISTIC", 16)]
+    recipes: dict[str, dict[str, Callable[[Path, Path], None]]] = {
+        "plain": {"dynamic": partial(litert, [dynamic], inputs=inputs)},
+        "folded": {
+            "dynamic": partial(litert, [dynamic], inputs=inputs),
+            "static, blocks without attention": partial(litert, [dynamic, ("static", BLOCKS, fc, 8)], inputs=inputs),
+            "dynamic, attention too": partial(litert, too, inputs=inputs),
+        },
+        "centred": {
+            "dynamic": partial(litert, [dynamic], inputs=inputs),
+            "dynamic, attention too": partial(quantize.tflite_int8, inputs=inputs),
+            "dynamic, attention too, any zero point": partial(any_zero_point, too, inputs=inputs),
+            "dynamic, attention too, running averages": partial(running_averages, too, inputs=inputs),
+            "static": partial(quantize.tflite_int8_static, inputs=inputs),
+            "static, running averages": partial(running_averages, quantize._STATIC, inputs=inputs),
+            "static, head of 8 bits": partial(litert, whole, inputs=inputs),
+            "static, probabilities of 8 bits": partial(litert, whole[:1], inputs=inputs),
+            "static, all activations of 16 bits": partial(
+                litert, [("static", quantize._NETWORK, every, 16)], inputs=inputs
+            ),
+        },
+    }
+    for name, tagger in (
+        ("plain", Plain(model).eval()),
+        ("folded", Tagger(model, waveform=False)),
+        ("centred", Tagger(model, waveform=False, block=CentredBlock)),
+    ):
         source = folder / f"{name}.tflite"
         to_tflite(tagger, source, WINDOW)
         yield f"tflite, {name}, fp32", source
-        fc, blocks = "FULLY_CONNECTED", ".*FoldedBlock.*"
-        dynamic = ("dynamic", ".*", fc)
-        recipes = {"dynamic": [dynamic]}
-        if name == "folded":
-            recipes["static, blocks without attention"] = [dynamic, ("static", blocks, fc)]
-            recipes["static, attention alone"] = [dynamic, ("static", blocks, "BATCH_MATMUL")]
-            recipes["static, products of the blocks"] = [
-                dynamic,
-                ("static", blocks, fc),
-                ("static", blocks, "BATCH_MATMUL"),
-            ]
-            recipes["static, all of the blocks"] = [dynamic, ("static", blocks, "ALL_SUPPORTED")]
-            recipes["static, all products"] = [("static", ".*", fc), ("static", ".*", "BATCH_MATMUL")]
-        for way, rules in recipes.items():
-            litert(rules, source, target := folder / f"{name}-{way}.tflite", inputs)
+        for way, make in recipes[name].items():
+            make(source, target := folder / f"{name}-{way}.tflite")
             yield f"tflite, {name}, {way}", target
     for name, tagger in others.items():
         to_tflite(tagger, source := folder / f"{name}.tflite", WINDOW)
-        litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs)
+        litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs=inputs)
         yield f"tflite, folded, {name}, dynamic", target
     del changes["fused attention"]
     for name, changed in changes.items():
         with changed():
             to_tflite(Tagger(model, waveform=False), source := folder / f"{name}.tflite", WINDOW)
-        litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs)
+        litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs=inputs)
         yield f"tflite, folded, {name}, dynamic", target
 
 

@@ -58,7 +58,7 @@ class Bounds:
 DEFAULTS: dict[str, Bounds] = {
     "fp32": Bounds(max_drop=1e-3, max_class_drop=0.01, max_error=1e-4, max_noise=1e-3, min_top1=0.99),
     "int8": Bounds(max_drop=2e-3, max_class_drop=0.05, max_noise=0.05, min_top1=0.9),
-    "int8-static": Bounds(max_drop=0.01, max_class_drop=0.1, max_noise=0.2, min_top1=0.8),
+    "int8-static": Bounds(max_drop=0.01, max_class_drop=0.1, max_noise=0.1, min_top1=0.9),
 }
 
 

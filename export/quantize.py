@@ -93,28 +93,35 @@ def _nodes_outside(path: Path, modules: tuple[str, ...]) -> list[str]:
     return [node.name for node in onnx.load(path).graph.node if not node.name.startswith(modules)]
 
 
-def tflite_int8(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
-    """Dynamic-range quantisation of a float .tflite that `to_tflite` wrote, but for attention's two products.
+_NETWORK = "^(?!.*FrontEnd).*"
+_ATTENTION = ("static", ".*Block.*", "BATCH_MATMUL", 8)
+_DYNAMIC = [("dynamic", _NETWORK, "FULLY_CONNECTED", 8), _ATTENTION]
+_STATIC = [
+    ("static", _NETWORK, "ALL_SUPPORTED", 8),
+    # A step of 8 bits would be more than most probabilities.
+    ("static", ".*_head.*", "ALL_SUPPORTED", 16),
+    ("static", ".*", "LOGISTIC", 16),
+]
 
-    Those have calibrated ranges: both factors are computed, and a range for each would be too. `inputs` are calibration
-    inputs of batch 1.
+
+def tflite_int8(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
+    """Dynamic-range quantisation of a float .tflite that `to_tflite` wrote; static of attention's two products.
+
+    Those have no weights, and runtimes know no dynamic ranges for two factors that are both computed. `inputs` are
+    calibration inputs of batch 1.
     """
-    _quantise_tflite(source, target, inputs, per_channel, [("dynamic", _NETWORK, "FULLY_CONNECTED", 8), _ATTENTION])
+    _quantise_tflite(source, target, inputs, per_channel, _DYNAMIC)
 
 
 def tflite_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
     """Static quantisation of a float .tflite; `inputs` are calibration inputs of batch 1.
 
     All behind the front end is integer, softmax and norms too, so that an accelerator that knows integers alone can run
-    it in one piece. The head's activations have 16 bits: a step of 8 would be more than most probabilities.
+    it in one piece.
     """
-    every = "ALL_SUPPORTED"
-    rules = [("static", _NETWORK, every, 8), ("static", ".*_head.*", every, 16), ("static", ".*", "LOGISTIC", 16)]
-    _quantise_tflite(source, target, inputs, per_channel, rules)
+    _quantise_tflite(source, target, inputs, per_channel, _STATIC)
 
 
-_NETWORK = "^(?!.*FrontEnd).*"
-_ATTENTION = ("static", ".*Block.*", "BATCH_MATMUL", 8)
 _SAME_RANGE = ("RESHAPE", "TRANSPOSE", "SLICE", "SPLIT")
 """Operators that only move numbers."""
 

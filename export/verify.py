@@ -26,15 +26,14 @@ Float32 = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
-MAX_ERROR = {"fp32": 1e-4, "int8": 0.1, "int8-static": 0.2}
+MAX_ERROR = {"fp32": 1e-4, "int8": 0.1, "int8-static": 0.15}
 """Largest difference of a probability. For int8 it is there to catch what is broken; its bounds are noise and mAP."""
-MAX_NOISE = {"fp32": 1e-3, "int8": 0.05, "int8-static": 0.2}
+MAX_NOISE = {"fp32": 1e-3, "int8": 0.05, "int8-static": 0.1}
 """Largest noise (see `ced_edge.check.Comparison`) on the synthetic sounds. On clips there is no bound, as they may be
 so much alike that next to nothing tells them apart.
 
-Measured on a student and on models with random weights: fp32 below 2e-4, int8 0.007 to 0.028; with weights of 4 bits,
-whose largest error may well be below 0.1, 0.105 to 0.45. int8-static up to 0.13: these sounds are not those that its
-ranges were measured on.
+Measured on a student and on models with random weights: fp32 below 2e-4, int8 0.007 to 0.028, int8-static 0.011 to
+0.056; with weights of 4 bits, whose largest error may well be below 0.1, 0.104 to 0.45.
 """
 MAX_DROP = {"fp32": 1e-3, "int8": 0.005, "int8-static": 0.01}
 """Largest loss of mAP, absolute, where there are labels."""

@@ -63,7 +63,9 @@ def operators(interpreter: Any) -> list[tuple[str, list[dict[str, Any]], list[di
     """(type, inputs, outputs) in their order."""
     tensors = {d["index"]: d for d in interpreter.get_tensor_details()}
     found = interpreter._get_ops_details()
-    return [(op["op_name"], *([tensors[i] for i in op[end] if i >= 0] for end in ("inputs", "outputs"))) for op in found]
+    return [
+        (op["op_name"], *([tensors[i] for i in op[end] if i >= 0] for end in ("inputs", "outputs"))) for op in found
+    ]
 
 
 def test_both_products_of_attention_are_integer_and_of_the_kind_that_xnnpack_takes(made: Any) -> None:
