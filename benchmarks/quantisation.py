@@ -230,6 +230,11 @@ def any_zero_point(rules: Sequence[Rule], source: Path, target: Path, inputs: Se
         litert(rules, source, target, inputs)
 
 
+def probabilities_too(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    with mock.patch.object(quantize, "_FLOAT", ("INPUT", "OUTPUT")):
+        litert(rules, source, target, inputs)
+
+
 def running_averages(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
     """Ranges as the quantiser measures them by itself."""
     from ai_edge_quantizer.utils import qsv_utils
@@ -288,7 +293,9 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
     fc, every = "FULLY_CONNECTED", "ALL_SUPPORTED"
     dynamic = ("dynamic", quantize._NETWORK, fc, 8)
     too = quantize._DYNAMIC
-    whole = [("static", quantize._NETWORK, every, 8), ("static", ".*", "LOGISTIC", 16)]
+    whole = quantize._STATIC
+    wide = [("static", quantize._NETWORK, every, 16)]
+    head_16 = [*whole, ("static", ".*_head.*", every, 16)]
     recipes: dict[str, dict[str, Callable[[Path, Path], None]]] = {
         "plain": {"dynamic": partial(litert, [dynamic], inputs=inputs)},
         "folded": {
@@ -303,11 +310,9 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
             "dynamic, attention too, running averages": partial(running_averages, too, inputs=inputs),
             "static": partial(quantize.tflite_int8_static, inputs=inputs),
             "static, running averages": partial(running_averages, quantize._STATIC, inputs=inputs),
-            "static, head of 8 bits": partial(litert, whole, inputs=inputs),
-            "static, probabilities of 8 bits": partial(litert, whole[:1], inputs=inputs),
-            "static, all activations of 16 bits": partial(
-                litert, [("static", quantize._NETWORK, every, 16)], inputs=inputs
-            ),
+            "static, head of 16 bits": partial(litert, head_16, inputs=inputs),
+            "static, probabilities of 8 bits": partial(probabilities_too, whole, inputs=inputs),
+            "static, all activations of 16 bits": partial(litert, wide, inputs=inputs),
         },
     }
     for name, tagger in (

@@ -23,7 +23,7 @@ _ACTIVATIONS = {
     ("onnx", "int8"): "uint8 per tensor, ranges at run time; attention float32",
     ("tflite", "int8"): "int8 per token, ranges at run time; attention's products int8 per tensor, calibrated",
     ("onnx", "int8-static"): "uint8 per tensor, calibrated, attention included; patches and head float32",
-    ("tflite", "int8-static"): "int8 per tensor, calibrated, integer throughout behind the front end; head int16",
+    ("tflite", "int8-static"): "int8 per tensor, calibrated, integer from the log-mel to the logits",
 }
 
 
@@ -96,12 +96,11 @@ def _nodes_outside(path: Path, modules: tuple[str, ...]) -> list[str]:
 _NETWORK = "^(?!.*FrontEnd).*"
 _ATTENTION = ("static", ".*Block.*", "BATCH_MATMUL", 8)
 _DYNAMIC = [("dynamic", _NETWORK, "FULLY_CONNECTED", 8), _ATTENTION]
-_STATIC = [
-    ("static", _NETWORK, "ALL_SUPPORTED", 8),
-    # A step of 8 bits would be more than most probabilities.
-    ("static", ".*_head.*", "ALL_SUPPORTED", 16),
-    ("static", ".*", "LOGISTIC", 16),
-]
+_STATIC = [("static", _NETWORK, "ALL_SUPPORTED", 8)]
+_FLOAT = ("INPUT", "OUTPUT", "LOGISTIC")
+"""Steps of 8 bits are larger than most probabilities; TensorFlow's interpreter takes no activations of 16 beside 8."""
+_LEAST_TOP_LOGIT = 4.0
+"""Surer than 98 %: what was calibrated with may hold nothing that the model is sure of."""
 
 
 def tflite_int8(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
@@ -116,8 +115,8 @@ def tflite_int8(source: Path, target: Path, inputs: Sequence[Float32], per_chann
 def tflite_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
     """Static quantisation of a float .tflite; `inputs` are calibration inputs of batch 1.
 
-    All behind the front end is integer, softmax and norms too, so that an accelerator that knows integers alone can run
-    it in one piece.
+    All from the log-mel to the logits is integer, softmax and norms too, so that an accelerator that knows integers
+    alone can run it in one piece.
     """
     _quantise_tflite(source, target, inputs, per_channel, _STATIC)
 
@@ -133,7 +132,7 @@ def _quantise_tflite(
     per_channel: bool,
     rules: Sequence[tuple[str, str, str, int]],
 ) -> None:
-    """Rules of (dynamic or static, names of tensors, operator, bits of activations); later ones come first."""
+    """Rules of (dynamic or static, names of tensors, operator, bits of activations); `_FLOAT` and later ones win."""
     with quiet():
         from ai_edge_quantizer import quantizer
         from ai_edge_quantizer.qtyping import QuantGranularity
@@ -147,10 +146,12 @@ def _quantise_tflite(
                 q.add_dynamic_config(where, op, num_bits=8, granularity=scales)
             else:
                 q.add_static_config(where, op, activation_num_bits=bits, weight_num_bits=8, weight_granularity=scales)
-        for end in ("INPUT", "OUTPUT"):  # they stay float
-            q.update_quantization_recipe(".*", TFLOperationName[end], algorithm_key="no_quantize")
+        for name in _FLOAT:
+            q.update_quantization_recipe(".*", TFLOperationName[name], algorithm_key="no_quantize")
         ranges = _ranges(source, q.get_quantization_recipe(), inputs)
-        _centre_second_factors(source, ranges)
+        graph = Graph(source)
+        _centre_second_factors(graph, ranges)
+        _widen_logits(graph, ranges)
         q.quantize(ranges).export_model(str(target), overwrite=True)
 
 
@@ -170,11 +171,16 @@ def _ranges(source: Path, recipe: Any, inputs: Sequence[Float32]) -> dict[str, A
     return found
 
 
-def _centre_second_factors(source: Path, ranges: dict[str, Any]) -> None:
+def _widen_logits(graph: Graph, ranges: dict[str, Any]) -> None:
+    for sigmoid in (op for op in graph.operators if graph.name(op) == "LOGISTIC"):
+        if found := ranges.get(graph.tensor_name(sigmoid.inputs[0])):
+            found["max"] = np.maximum(found["max"], np.float32(_LEAST_TOP_LOGIT))
+
+
+def _centre_second_factors(graph: Graph, ranges: dict[str, Any]) -> None:
     """Zero point 0 for keys and values. XNNPACK's int8 product is for these alone: with others LiteRT falls back to a
     loop of its own, 20 times as slow, and before 2.1.3 it was off by far.
     """
-    graph = Graph(source)
     maker = {i: op for op in graph.operators for i in op.outputs}
     for product in (op for op in graph.operators if graph.name(op) == "BATCH_MATMUL"):
         tensor = product.inputs[1]
