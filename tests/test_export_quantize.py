@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-pytest.importorskip("litert_torch", reason="the export extra converts")
-
 from ced_edge.model import CED
 from ced_edge.spec import ModelSpec
 from export.calibrate import calibration_waves
 from export.graph import CentredBlock, Tagger
 from export.quantize import tflite_int8, tflite_int8_static
 from export.to_tflite import to_tflite
+
+# Not imported here: it brings JAX, whose threads forbid other tests to fork.
+pytestmark = pytest.mark.skipif(not find_spec("litert_torch"), reason="no converter: pip install '.[export]'")
 
 RATE_HZ = 16_000
 Float32 = NDArray[np.float32]
