@@ -105,7 +105,7 @@ def _text(x: Any) -> str:
 def _packed(model: Any) -> bytes:
     import flatbuffers
 
-    class Aligned(flatbuffers.Builder):  # type: ignore[misc]
+    class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # flatbuffers ships no types
         def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
             return int(super().StartVector(elemSize, numElems, ALIGNMENT if elemSize == 1 else alignment))
 

@@ -233,7 +233,7 @@ class Tagger(nn.Module):
         self.register_buffer("scale", scale.float())
         self.register_buffer("time_embedding", _centred(model.time_pos_embed[0, :, 0].T.double(), 1).float())  # (T', C)
         self.register_buffer("freq_embedding", _centred(freq, 1).float().unsqueeze(1))  # (F, 1, C)
-        self.blocks = nn.ModuleList(block(b) for b in model.blocks)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(block(b) for b in model.blocks)  # type: ignore[arg-type]  # torch types them Module
         self.norm, self.head = copy.deepcopy(model.norm), copy.deepcopy(model.outputlayer)
         self.requires_grad_(False).eval()
 

@@ -141,7 +141,7 @@ def test_the_sound_of_a_video_and_a_video_without(tmp_path: Path) -> None:
     path = record(tmp_path / "a.mp4", "aac", chirp(), video=True)
     assert lag(audio.decode(path)[0][:, 0], chirp()) == 0
     assert audio.duration_s(path) == pytest.approx(SECONDS, abs=0.001)
-    av = pytest.importorskip("av")
+    av = pytest.importorskip("av", reason="PyAV is not installed")
     with av.open(str(tmp_path / "mute.mp4"), "w") as container:
         picture: Any = container.add_stream("mpeg4", rate=10)
         picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
