@@ -34,19 +34,19 @@ import click
 import torch
 from distill_speed import machine
 
-from ced_edge.checkpoint import load_model
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import read_json, write_json
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import load_model
 from ced_edge.spec import size
-from distill.config import PretrainConfig, TrainConfig
-from distill.dataset import Stream
-from distill.pretrain import pretrain
-from distill.shards import Pack
-from distill.store import Store
-from distill.train import start_at_prior, train
-from distill.trainlog import read_log
-from distill.views import ViewRecipe
+from distill.packing.shards import Pack
+from distill.teaching.store import Store
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Stream
+from distill.training.config import PretrainConfig, TrainConfig
+from distill.training.log import read_log
+from distill.training.pretrain import pretrain
+from distill.training.train import start_at_prior, train
 
 SECONDS = 2.0
 """Length of the windows, where a recipe does not say otherwise."""

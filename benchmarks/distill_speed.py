@@ -31,26 +31,26 @@ import torch
 from memory import peak_of
 from torch import Tensor
 
-from ced_edge.manifest import read_manifest
-from ced_edge.model import CED, Attention
+from ced_edge.audio.clips import read_manifest
+from ced_edge.network.ced import CED, Attention
 from ced_edge.spec import N_CLASSES, size
-from distill.config import TrainConfig
-from distill.dataset import Stream, loader
-from distill.ensemble import Ensemble
-from distill.loop import has_fast_bf16
-from distill.losses import bce
-from distill.optimizers import make_optimizers
-from distill.pack import PackConfig, pack
+from distill.demo.synth import write_dataset
+from distill.devices import has_fast_bf16
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack
 from distill.progress import say
-from distill.shards import Pack
-from distill.store import Answers, Store
-from distill.synth import write_dataset
-from distill.teach import Job, teach
 from distill.teachers import TeacherSpec, load_teachers, parse_teachers
 from distill.teachers.base import Teacher
+from distill.teachers.ensemble import Ensemble
 from distill.teachers.mobilenet import HEAD_WIDTH, MobileNet
-from distill.train import train
-from distill.views import ViewRecipe
+from distill.teaching.store import Answers, Store
+from distill.teaching.teach import Job, teach
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Stream, loader
+from distill.training.config import TrainConfig
+from distill.training.losses import bce
+from distill.training.optimizers import make_optimizers
+from distill.training.train import train
 
 RATE_HZ = 16_000
 DISTINCT = 64
@@ -182,7 +182,7 @@ class BareStep:
 
 
 def loop_rate(bench: Bench, store: Store, precision: str) -> float:
-    """Clips per second of `distill.train`, everything included but start-up and the checkpoint every few minutes."""
+    """Clips per second of `distill.training.train`, without start-up and checkpoints."""
     s = bench.s
     torch.set_num_threads(s.threads)
     config = TrainConfig(

@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from race import race, ratios, show
 from torch import Tensor, nn
 
-from ced_edge.backends import load_backend
 from ced_edge.frontend import log_mel, mel_filters
+from ced_edge.runtime.backends import load_backend
 from ced_edge.spec import FrontendSpec
 from export.graph import FrontEnd
 from export.quiet import quiet

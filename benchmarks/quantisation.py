@@ -30,19 +30,18 @@ import torch.nn.functional as F
 from race import race
 from torch import Tensor, nn
 
-from ced_edge.audio import load
-from ced_edge.backends import load_backend
-from ced_edge.checkpoint import load_model
+from ced_edge.audio.clips import Clip, read_manifest
+from ced_edge.audio.read import load
 from ced_edge.frontend import log_mel
-from ced_edge.manifest import Clip, read_manifest
-from ced_edge.metrics import average_precision, mean_ap, multi_hot
-from ced_edge.model import CED, Block
+from ced_edge.network.ced import CED, Block
+from ced_edge.network.checkpoint import load_model
+from ced_edge.proof.metrics import average_precision, mean_ap, multi_hot
+from ced_edge.runtime.backends import load_backend
 from export import quantize
-from export.calibrate import calibration_waves, fill
+from export.convert import to_onnx, to_tflite
 from export.graph import CentredBlock, FoldedBlock, Tagger, _linear, _rms_norm
 from export.quiet import quiet
-from export.to_onnx import to_onnx
-from export.to_tflite import to_tflite
+from export.sounds import calibration_waves, fill
 
 WINDOW = 160_000
 BLOCKS = ".*Block.*"

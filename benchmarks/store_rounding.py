@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.ensemble import Ensemble
-from distill.losses import top_k_kl
-from distill.shards import Pack, read_shard
-from distill.store import Answers, Store, dequantise, quantise
+from distill.packing.shards import Pack, read_shard
 from distill.teachers import load_teachers, parse_teachers
-from distill.views import ViewRecipe, clip_rms, draw, render
+from distill.teachers.ensemble import Ensemble
+from distill.teaching.store import Answers, Store, dequantise, quantise
+from distill.teaching.views import ViewRecipe, clip_rms, draw, render
+from distill.training.losses import top_k_kl
 
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]

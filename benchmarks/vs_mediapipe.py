@@ -24,9 +24,9 @@ import numpy as np
 import soundfile
 from race import ratios, show
 
-from ced_edge.artifact import Bundle, read_bundle
-from ced_edge.audio import load
-from ced_edge.tagger import Tagger
+from ced_edge.audio.read import load
+from ced_edge.runtime.bundle import Bundle, read_bundle
+from ced_edge.runtime.tagger import Tagger
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv/interop/mediapipe/bin/python"

@@ -26,11 +26,11 @@ import torch
 from race import race, ratios, show
 from torch import Tensor, nn
 
-from ced_edge.artifact import read_bundle
-from ced_edge.checkpoint import find_checkpoint, load_model
 from ced_edge.files import sha256_file
-from ced_edge.model import CED
-from ced_edge.tagger import Tagger
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import find_checkpoint, load_model
+from ced_edge.runtime.bundle import read_bundle
+from ced_edge.runtime.tagger import Tagger
 from export.metadata import add_onnx_metadata
 from export.quiet import quiet
 

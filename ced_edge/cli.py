@@ -19,14 +19,14 @@ COMMANDS = {
     "teachers": ("distill.cli:teachers", "List the teachers that are known, and fetch public ones."),
     "teach": ("distill.cli:teach", "Let the teachers answer every view of a pack, once, into a store."),
     "train": ("distill.cli:train", "Train a student from a pack and a store."),
-    "pretrain": ("distill.cli_pretrain:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
+    "pretrain": ("distill.cli:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
     "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
     "export": ("export.cli:export", "Turn a checkpoint into a bundle of ONNX and TFLite files, int8 too."),
-    "check": ("ced_edge.cli_check:check", "Hold a bundle against the reference: was accuracy lost?"),
-    "bench": ("ced_edge.cli_check:bench", "Latency, load time and memory of a bundle on this machine."),
-    "info": ("ced_edge.cli_edge:info", "Show what a bundle holds."),
-    "tag": ("ced_edge.cli_edge:tag", "Tag audio files, with times."),
-    "listen": ("ced_edge.cli_edge:listen", "Tag the microphone, a file or a stream live."),
+    "check": ("ced_edge.proof.cli:check", "Hold a bundle against the reference: was accuracy lost?"),
+    "bench": ("ced_edge.proof.cli:bench", "Latency, load time and memory of a bundle on this machine."),
+    "info": ("ced_edge.runtime.cli:info", "Show what a bundle holds."),
+    "tag": ("ced_edge.runtime.cli:tag", "Tag audio files, with times."),
+    "listen": ("ced_edge.runtime.cli:listen", "Tag the microphone, a file or a stream live."),
 }
 """Subcommand -> where it is, and the help that needs no import."""
 

@@ -7,21 +7,20 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from ced_edge.arrays import Float32, Float64
 from ced_edge.errors import InputError
 from ced_edge.spec import FrontendSpec
-
-Float32 = NDArray[np.float32]
 
 _BLOCK = 128
 """Frames computed at a time: their arrays stay in the cache."""
 
 
-def hz_to_mel(hz: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def hz_to_mel(hz: Float64 | float) -> Float64:
     """Hertz to mel, HTK formula: 2595 log10(1 + f / 700)."""
     return np.asarray(2595.0 * np.log10(1.0 + np.asarray(hz, np.float64) / 700.0))
 
 
-def mel_to_hz(mel: NDArray[np.float64] | float) -> NDArray[np.float64]:
+def mel_to_hz(mel: Float64 | float) -> Float64:
     """Mel to hertz, the inverse of `hz_to_mel`."""
     return np.asarray(700.0 * (10.0 ** (np.asarray(mel, np.float64) / 2595.0) - 1.0))
 

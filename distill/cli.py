@@ -3,90 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from ced_edge.audio.clips import read_clips
 from ced_edge.errors import InputError
-from ced_edge.files import read_toml
-from ced_edge.manifest import read_clips
 from ced_edge.spec import N_CLASSES
-from distill.config import C, Config, TrainConfig
-from distill.pack import PackConfig
+from distill.options import (
+    DIRECTORY,
+    FILE,
+    PACK_HELP,
+    config_options,
+    data_options,
+    parse_windows,
+    read_config,
+    teacher_options,
+    view_options,
+    view_recipe,
+)
+from distill.packing.pack import PackConfig
 from distill.progress import download, say
-from distill.views import ViewRecipe
-
-F = TypeVar("F", bound=Callable[..., Any])
-DIRECTORY = click.Path(file_okay=False, path_type=Path)
-FILE = click.Path(path_type=Path)
-PACK_HELP = "Folder (or URL) of a pack, as `ced-edge pack` writes it."
-
-
-def options(*added: Callable[[F], F]) -> Callable[[F], F]:
-    """Several click options as one decorator, in the order of the help page."""
-    return lambda command: functools.reduce(lambda c, option: option(c), reversed(added), command)
-
-
-def config_options(kind: type[Config]) -> Callable[[F], F]:
-    """One flag per field of a config; what is not given comes from --config, else from the default."""
-
-    def option(f: dataclasses.Field[Any]) -> Callable[[F], F]:
-        name, of = f.name.replace("_", "-"), type(f.default)
-        switch = f"--{name}/--no-{name}" if of is bool else f"--{name}"
-        text = f"{f.metadata['help']}  [default: {f.default}]"
-        return click.option(switch, f.name, type=None if of is bool else of, default=None, help=text)
-
-    toml = click.option("--config", type=FILE, help="TOML file with any of the flags below.")
-    return options(toml, *map(option, dataclasses.fields(kind)))
-
-
-def read_config(kind: type[C], config: Path | None, flags: dict[str, Any], **defaults: Any) -> C:
-    """Flags over the TOML file over `defaults`."""
-    names = {f.name for f in dataclasses.fields(kind)}
-    given = {k: v for k, v in flags.items() if k in names and v is not None}
-    written = kind.read(config, **defaults) if config else kind(**defaults)
-    return kind.from_dict({**written.to_dict(), **given})
-
-
-teacher_options = options(
-    click.option(
-        "--teacher", "teacher", multiple=True, metavar="NAME=PATH", help="A teacher's file, folder or hub name; repeat."
-    ),
-    click.option("--teachers", "teachers_toml", type=FILE, help="TOML file with one table per teacher."),
-)
-view_options = options(
-    click.option("--windows", metavar="NxS,...", help="Epochs x seconds of the views, e.g. 20x2,4x5."),
-    click.option("--views", "views_toml", type=FILE, help="TOML file with any field of the view recipe."),
-    click.option("--view-seed", type=int, help="Decides all views.  [default: 0]"),
-)
-data_options = options(
-    click.option("--split", help="Only rows with this in the `split` column."),
-    click.option("--audio-root", type=DIRECTORY, help="What file names are relative to, if not the manifest."),
-)
-
-
-def parse_windows(text: str) -> tuple[tuple[int, float], ...]:
-    """`20x2,4x5` -> ((20, 2.0), (4, 5.0))."""
-    try:
-        return tuple((int(n), float(s)) for n, s in (part.split("x") for part in text.split(",")))
-    except ValueError as e:
-        raise InputError(f"--windows {text}: give EPOCHSxSECONDS, joined by commas, e.g. 20x2,4x5") from e
-
-
-def view_recipe(windows: str | None, toml: Path | None, seed: int | None, default: str) -> ViewRecipe:
-    """The view recipe: flags over the TOML file over the windows `default`."""
-    fields = {"windows": parse_windows(default), **(read_toml(toml) if toml else {})}
-    if windows:
-        fields["windows"] = parse_windows(windows)
-    if seed is not None:
-        fields["seed"] = seed
-    return ViewRecipe.from_dict(fields)
+from distill.training.config import PretrainConfig, TrainConfig
 
 
 @click.command()
@@ -164,11 +106,12 @@ def teach(
     device: str,
 ) -> None:
     """Let the teachers answer every view of a pack, once, into a store. Under torchrun ranks share the work."""
-    from distill.pipeline import process, run_lock, run_teach
-    from distill.shards import Pack
-    from distill.store import Store
-    from distill.teach import teach_labels
+    from distill.packing.shards import Pack
+    from distill.pipeline import run_teach
+    from distill.processes import process, run_lock
     from distill.teachers import parse_teachers
+    from distill.teaching.store import Store
+    from distill.teaching.teach import teach_labels
 
     shards, views = Pack.open(pack_path), view_recipe(windows, views_toml, view_seed, "1x10")
     if labels and (teacher or teachers_toml):
@@ -213,10 +156,11 @@ def train(
 
     The views are the store's own; --windows, --views and --view-seed are for stores of answers about clean clips.
     """
-    from distill.loop import STATE_NAME
-    from distill.pipeline import process, run_lock, run_train
-    from distill.shards import Pack
-    from distill.store import Store
+    from distill.packing.shards import Pack
+    from distill.pipeline import run_train
+    from distill.processes import process, run_lock
+    from distill.teaching.store import Store
+    from distill.training.loop import STATE_NAME
 
     chosen = read_config(TrainConfig, config, flags)
     store = Store.open(store_path)
@@ -266,8 +210,8 @@ def evaluate(
     """
     from rich.console import Console
 
-    from ced_edge.checkpoint import find_checkpoint
-    from distill.comparison import evaluate_student, evaluate_teachers, show_models
+    from ced_edge.network.checkpoint import find_checkpoint
+    from distill.evaluation.comparison import evaluate_student, evaluate_teachers, show_models
     from distill.teachers import parse_teachers
 
     asked = bool(teacher or teachers_toml)
@@ -351,14 +295,14 @@ def distill(
     Without --data it is a demonstration on synthesised sounds, with two small teachers trained on the spot.
     """
     from distill import pipeline
-    from distill.summary import show
+    from distill.evaluation.comparison import show
     from distill.teachers import parse_teachers
 
     packing = PackConfig(clips_per_shard=clips_per_shard, strict=strict)
     if not data:
         if given := given_of(NEED_DATA):
             raise InputError(f"{', '.join(given)} need --data: what should the student learn from?")
-        from distill import demo
+        from distill.demo import plan as demo
 
         run = runs / (name or "demo")
         chosen = read_config(TrainConfig, config, flags, **demo.TRAINING)
@@ -376,3 +320,26 @@ def distill(
         click.echo(json.dumps(summary, indent=1))
     else:
         show(summary, run)
+
+
+@click.command()
+@click.option("--pack", "pack_path", required=True, help=PACK_HELP)
+@click.option("--out", required=True, type=DIRECTORY, help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on from the state in --out.")
+@click.option("--device", default="cpu", show_default=True)
+@config_options(PretrainConfig)
+def pretrain(pack_path: str, out: Path, resume: bool, device: str, config: Path | None, **flags: Any) -> None:
+    """Warm a student up on unlabelled audio (masked autoencoder); start training from it with --init OUT."""
+    from distill.packing.shards import Pack
+    from distill.processes import process, run_lock
+    from distill.progress import TrainingBar
+    from distill.training.loop import STATE_NAME
+    from distill.training.pretrain import pretrain as run
+
+    chosen = read_config(PretrainConfig, config, flags)
+    if (out / STATE_NAME).exists() and not resume:
+        raise InputError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
+    with run_lock(out), TrainingBar() as bar:
+        weights = run(out, Pack.open(pack_path), chosen, device, bar)
+    if process()[0] == 0:
+        click.echo(weights)

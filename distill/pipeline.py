@@ -12,31 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ced_edge.checkpoint import load_model
+from ced_edge.arrays import Float64
+from ced_edge.audio.clips import Clip
 from ced_edge.errors import InputError
 from ced_edge.files import folder_lock, read_json, sha256_file, sha256_json, write_json
 from ced_edge.labels import labels
-from ced_edge.manifest import Clip
-from ced_edge.model import CED
-from ced_edge.reference import JSON_NAME
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import load_model
+from ced_edge.proof.reference import JSON_NAME
 from ced_edge.spec import size
-from distill.comparison import check_names, evaluate_student, evaluate_teachers
-from distill.config import TrainConfig
-from distill.dataset import Stream, check_readers
-from distill.ensemble import Ensemble
-from distill.evaluate import find_device
-from distill.pack import PackConfig, pack
-from distill.plots import plot_loss, plot_per_class_ap
+from distill.devices import find_device
+from distill.evaluation.comparison import check_names, evaluate_student, evaluate_teachers
+from distill.evaluation.plots import plot_loss, plot_per_class_ap
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack
+from distill.processes import process
 from distill.progress import TrainingBar, stage
-from distill.shards import Pack
-from distill.store import Store
-from distill.teach import Job, teach, units
 from distill.teachers import TeacherSpec, load_teachers
-from distill.train import check_windows, train
-from distill.trainlog import read_log
-from distill.views import ViewRecipe
+from distill.teachers.ensemble import Ensemble
+from distill.teaching.store import Store
+from distill.teaching.teach import Job, teach, units
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Stream, check_readers
+from distill.training.config import TrainConfig
+from distill.training.log import read_log
+from distill.training.train import check_windows, train
 
 SUMMARY_NAME = "summary.json"
 TIMES_NAME = "times.json"
@@ -108,18 +109,6 @@ def check(plan: Plan) -> None:
     Ensemble(load_teachers(plan.teachers), plan.pack.rate_hz)
     if plan.eval_clips and not any(clip.labels for clip in plan.eval_clips):
         raise InputError("no clip to evaluate on has labels: give manifests with a `labels` column as --eval-data")
-
-
-def process() -> tuple[int, int]:
-    """This process's rank, and how many there are: (0, 1) unless torchrun started it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextlib.contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Keep a second run out of `folder`; under torchrun the first process does it for all."""
-    with folder_lock(folder) if process()[0] == 0 else contextlib.nullcontext():
-        yield
 
 
 def run_pack(clips: Sequence[Clip], out: Path, config: PackConfig) -> Pack:
@@ -233,7 +222,7 @@ def _evaluate_student(plan: Plan, weights: Path) -> dict[str, Any]:
     return found.to_dict()
 
 
-def _ap(model: dict[str, Any]) -> NDArray[np.float64]:
+def _ap(model: dict[str, Any]) -> Float64:
     ap: dict[str, float] = model["per_class_ap"]
     return np.array([ap.get(label.name, np.nan) for label in labels()], np.float64)
 

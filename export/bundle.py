@@ -11,31 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ced_edge.artifact import (
-    FORMATS,
-    INPUTS,
-    KINDS,
-    LABELS_NAME,
-    Bundle,
-    ModelFile,
-    atomic_folder,
-    labels_text,
-    read_bundle,
-)
-from ced_edge.checkpoint import find_checkpoint, load_model
+from ced_edge.arrays import Float32
+from ced_edge.audio.clips import Clip
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.frontend import log_mel
 from ced_edge.labels import TABLE_NAME, table
-from ced_edge.manifest import Clip
-from ced_edge.model import CED
-from ced_edge.reference import JSON_NAME, read_reference
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import find_checkpoint, load_model
+from ced_edge.proof.reference import JSON_NAME, read_reference
+from ced_edge.runtime.bundle import FORMATS, INPUTS, KINDS, LABELS_NAME, Bundle, ModelFile, labels_text, read_bundle
 from ced_edge.spec import N_CLASSES
 from export import metadata, quantize
-from export.calibrate import calibration_waves
+from export.convert import to_onnx, to_tflite
 from export.graph import CentredBlock, FoldedBlock, Tagger
-from export.to_onnx import to_onnx
-from export.to_tflite import to_tflite
+from export.replace import atomic_folder
+from export.sounds import calibration_waves
 from export.verify import Verdict, verify
 
 _FULL = 1_000_000
@@ -197,7 +188,7 @@ class _Files:
     def _path(self, kind: str, format: str) -> Path:
         return self.folder / f"{self.model.spec.name}-{kind}.{format}"
 
-    def _calibrate(self) -> list[quantize.Float32]:
+    def _calibrate(self) -> list[Float32]:
         s = self.model.spec.frontend
         waves = calibration_waves(self.config.calibration, s.rate_hz, self.window)
         if self.config.input == "mel":

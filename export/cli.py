@@ -9,10 +9,10 @@ from pathlib import Path
 
 import click
 
-from ced_edge.artifact import FORMATS, INPUTS
-from ced_edge.checkpoint import find_checkpoint
+from ced_edge.audio.clips import Clip, read_clips
 from ced_edge.errors import InputError
-from ced_edge.manifest import Clip, read_clips
+from ced_edge.network.checkpoint import find_checkpoint
+from ced_edge.runtime.bundle import FORMATS, INPUTS
 from export.bundle import ExportConfig, export_bundle
 from export.verify import Verdict
 

@@ -1,4 +1,4 @@
-"""The network as it is exported: the same function as `ced_edge.model`, written so that a runtime has less to do.
+"""The network as it is exported: the same function as `ced_edge.network.ced`, written so that a runtime has less to do.
 
 Everything that is linear is folded into its neighbour, in float64: BatchNorm's offset into the position embedding,
 the LayerNorms' affine parts and the attention's scale into the matrix after them. As a LayerNorm takes no notice of
@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ced_edge.arrays import Float64
 from ced_edge.frontend import hann_window, mel_filters
-from ced_edge.model import CED, Block
+from ced_edge.network.ced import CED, Block
 from ced_edge.spec import FrontendSpec
 
-Float64 = NDArray[np.float64]
+Float64 = Float64
 
 
 class FrontEnd(nn.Module):

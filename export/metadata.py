@@ -13,9 +13,9 @@ import flatbuffers
 import numpy as np
 
 from ced_edge import __version__
-from ced_edge.artifact import LABELS_NAME, labels_text
 from ced_edge.files import atomic_path
 from ced_edge.labels import labels, labels_hash
+from ced_edge.runtime.bundle import LABELS_NAME, labels_text
 from ced_edge.spec import ModelSpec
 
 ENTRY = "TFLITE_METADATA"

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ced_edge.cutout import Graph
+from ced_edge.arrays import Float32
+from ced_edge.proof.tflite_graph import Graph
 from export.quiet import quiet
-
-Float32 = NDArray[np.float32]
 
 _ACTIVATIONS = {
     ("onnx", "int8"): "uint8 per tensor, ranges at run time; attention float32",

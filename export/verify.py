@@ -10,26 +10,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ced_edge.artifact import Bundle, ModelFile
-from ced_edge.audio import AudioError
-from ced_edge.check import compare
+from ced_edge.arrays import Float32
+from ced_edge.audio.base import AudioError
+from ced_edge.audio.clips import Clip, load_clip
 from ced_edge.errors import InputError
-from ced_edge.manifest import Clip
-from ced_edge.metrics import average_precision, mean_ap, multi_hot
-from ced_edge.model import CED, predict
-from ced_edge.tagger import Tagger
-from export.calibrate import beginning, fill, synthetic_waves
-
-Float32 = NDArray[np.float32]
+from ced_edge.network.ced import CED, predict
+from ced_edge.proof.compare import compare
+from ced_edge.proof.metrics import average_precision, mean_ap, multi_hot
+from ced_edge.runtime.bundle import Bundle, ModelFile
+from ced_edge.runtime.tagger import Tagger
+from export.sounds import fill, synthetic_waves
 
 log = logging.getLogger(__name__)
 
 MAX_ERROR = {"fp32": 1e-4, "int8": 0.1, "int8-static": 0.15}
 """Largest difference of a probability. For int8 it is there to catch what is broken; its bounds are noise and mAP."""
 MAX_NOISE = {"fp32": 1e-3, "int8": 0.05, "int8-static": 0.1}
-"""Largest noise (see `ced_edge.check.Comparison`) on the synthetic sounds. On clips there is no bound, as they may be
+"""Largest noise (see `proof.compare.Comparison`) on the synthetic sounds. On clips there is no bound, as they may be
 so much alike that next to nothing tells them apart.
 
 Measured on a student and on models with random weights: fp32 below 2e-4, int8 0.007 to 0.028, int8-static 0.011 to
@@ -51,7 +49,7 @@ class Verdict:
     mean_error: float
     """Mean difference of all probabilities."""
     noise: float
-    """RMS difference, as a share of what tells the clips apart: see `ced_edge.check.Comparison`."""
+    """RMS difference, as a share of what tells the clips apart: see `ced_edge.proof.compare.Comparison`."""
     top1: float
     """Share of clips with the same likeliest class."""
     top5: float
@@ -96,7 +94,7 @@ def _sounds(bundle: Bundle, clips: Sequence[Clip]) -> Iterator[tuple[Float32, tu
     errors: list[AudioError] = []
     for clip in clips:
         try:
-            wave = beginning(clip, rate_hz, window)
+            wave = load_clip(clip, rate_hz, bundle.window_s)
         except AudioError as e:
             errors.append(e)
             continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ced_edge.backends import load_backend
+from ced_edge.runtime.backends import load_backend
 
 out, inputs, *models = map(Path, sys.argv[1:])
 x = np.load(inputs)  # (N, samples) or (N, n_mels, frames)

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ced_edge.artifact import Bundle, read_bundle
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import log_mel
-from distill.synth import synthesise
+from ced_edge.runtime.bundle import Bundle, read_bundle
+from distill.demo.synth import synthesise
 
 ROOT = Path(__file__).resolve().parents[1]
 ARM = ROOT / ".venv" / "arm"

@@ -15,13 +15,13 @@ import torch
 from onnx import helper, numpy_helper
 from tiny_bundle import tiny_model, with_file, write_bundle
 
-from ced_edge.artifact import Bundle
-from ced_edge.audio import load
-from ced_edge.checkpoint import save_model
+from ced_edge.audio.clips import read_manifest
+from ced_edge.audio.read import load
 from ced_edge.files import sha256_file
-from ced_edge.manifest import read_manifest
-from ced_edge.model import CED, predict
-from distill.evaluate import evaluate
+from ced_edge.network.ced import CED, predict
+from ced_edge.network.checkpoint import save_model
+from ced_edge.runtime.bundle import Bundle
+from distill.evaluation.evaluate import evaluate
 
 N_CLIPS, N_LABELS = 24, 20
 

@@ -20,11 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_bundle import shared_bundle, with_file
 
-from ced_edge import artifact
-from ced_edge.artifact import LABELS_NAME, MANIFEST_NAME, Bundle, atomic_folder, read_bundle
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.labels import TABLE_NAME, labels_hash, table
+from ced_edge.runtime import bundle as artifact
+from ced_edge.runtime.bundle import LABELS_NAME, MANIFEST_NAME, Bundle, read_bundle
+from export.replace import atomic_folder
 
 
 @pytest.fixture
@@ -284,7 +285,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_killed_export_leaves_the_old_bundle_and_is_cleared_away(tmp_path: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from ced_edge.artifact import atomic_folder\n"
+        "import os, sys; from pathlib import Path; from ced_edge.runtime.bundle import atomic_folder\n"
         "with atomic_folder(Path(sys.argv[1])) as f:\n"
         "    (f / 'manifest.json').write_text('{}')\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ced_edge import backends
-from ced_edge.backends import Port, load_backend
 from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.runtime import backends
+from ced_edge.runtime.backends import Port, load_backend
 
 onnx = pytest.importorskip("onnx", reason="onnx writes the model files of these tests")
 

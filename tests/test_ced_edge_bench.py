@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from tiny_bundle import shared_bundle
 
-from ced_edge import backends, bench, worker
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import log_mel
-from ced_edge.tagger import Tagger
-from ced_edge.worker import Target, Worker, installed, targets
+from ced_edge.proof import bench, worker
+from ced_edge.proof.targets import Target, targets
+from ced_edge.proof.worker import Worker
+from ced_edge.runtime import backends
+from ced_edge.runtime.backends import installed
+from ced_edge.runtime.tagger import Tagger
 
 
 @pytest.fixture(scope="module")

@@ -23,21 +23,23 @@ from check_case import N_CLIPS, Case, permute_outputs, replace_file, round_model
 from sklearn.metrics import average_precision_score
 from tiny_bundle import export_onnx, tiny_model, with_file
 
-from ced_edge import backends
-from ced_edge.artifact import LABELS_NAME, Bundle, labels_text, read_bundle
-from ced_edge.bounds import DEFAULTS, Bounds, bounds, read_bounds
-from ced_edge.check import Comparison, Result, broken, check, compare, heard_alike
-from ced_edge.checkpoint import load_model
+from ced_edge.audio.clips import Clip, read_manifest
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.frontend import StreamMel
 from ced_edge.labels import labels
-from ced_edge.manifest import Clip, read_manifest
-from ced_edge.reference import read_reference
+from ced_edge.network.checkpoint import load_model
+from ced_edge.proof.bounds import DEFAULTS, Bounds, bounds, read_bounds
+from ced_edge.proof.check import Result, broken, check, heard_alike
+from ced_edge.proof.compare import Comparison, compare
+from ced_edge.proof.reference import read_reference
+from ced_edge.proof.targets import targets
+from ced_edge.proof.worker import _Served
+from ced_edge.runtime import backends
+from ced_edge.runtime.bundle import LABELS_NAME, Bundle, labels_text, read_bundle
+from ced_edge.runtime.tagger import Tagger
 from ced_edge.spec import SIZES
-from ced_edge.tagger import Tagger
-from ced_edge.worker import _Served, targets
-from distill.evaluate import evaluate
+from distill.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDENT = ROOT / "students" / "tiny-esc10-pool"
@@ -251,7 +253,7 @@ def test_a_fixed_window_is_held_to_fp32_beside_it(tmp_path: Path) -> None:
 
 CONVERT = """
 import sys; from pathlib import Path
-from export.graph import Tagger; from export.to_tflite import to_tflite
+from export.graph import Tagger; from export.convert import to_tflite
 from tiny_bundle import tiny_model
 model = tiny_model()
 model.outputlayer[1].bias.data[0] += float(sys.argv[2])

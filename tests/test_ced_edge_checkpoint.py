@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ced_edge import __version__, checkpoint
-from ced_edge.checkpoint import find_checkpoint, git_revision, load_model, read_metadata, save_model
+from ced_edge import __version__
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.labels import labels_hash
-from ced_edge.model import CED
+from ced_edge.network import checkpoint
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import find_checkpoint, git_revision, load_model, read_metadata, save_model
 from ced_edge.spec import ModelSpec, size
 
 SMALL = ModelSpec(width=48, heads=3, depth=2)

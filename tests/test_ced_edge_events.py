@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ced_edge.errors import InputError
-from ced_edge.events import Event, EventRule, Events, borders_s, find_events
-from ced_edge.tagger import Tags
+from ced_edge.runtime.events import Event, EventRule, Events, borders_s, find_events
+from ced_edge.runtime.tagger import Tags
 
 
 def stream_of(rows: Sequence[Sequence[float]], window_s: float = 2.0, hop_s: float = 1.0) -> list[Tags]:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ced_edge.errors import InputError
 from ced_edge.frontend import hann_window, hz_to_mel, log_mel, mel_filters, mel_to_hz
+from ced_edge.network.frontend import LogMel
 from ced_edge.spec import FrontendSpec
-from ced_edge.torch_frontend import LogMel
 
 SPEC = FrontendSpec()
 Float32 = NDArray[np.float32]

@@ -20,15 +20,15 @@ import soundfile
 from numpy.typing import NDArray
 from test_ced_edge_streaming import Loudness
 
-from ced_edge import sources
-from ced_edge.audio import AudioError
+from ced_edge.audio import sources
+from ced_edge.audio.base import AudioError
+from ced_edge.audio.microphone import Microphone
+from ced_edge.audio.sources import FileSource, PcmSource, Piece, PieceQueue
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.events import Event, EventRule, Events
-from ced_edge.live import Heard, listen
-from ced_edge.microphone import Microphone
-from ced_edge.show import Screen, clock
-from ced_edge.sources import FileSource, PcmSource, Piece, PieceQueue
-from ced_edge.tagger import StreamingTagger, Tags, tag_stream
+from ced_edge.runtime.events import Event, EventRule, Events
+from ced_edge.runtime.listen import Heard, listen
+from ced_edge.runtime.show import Screen, clock
+from ced_edge.runtime.tagger import StreamingTagger, Tags, tag_stream
 
 RATE = 16_000
 Float32 = NDArray[np.float32]

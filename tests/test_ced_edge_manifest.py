@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from ced_edge.audio.clips import Clip, read_manifest
 from ced_edge.errors import InputError
-from ced_edge.manifest import Clip, read_manifest
 
 
 def manifest(folder: Path, text: str, name: str = "m.csv") -> Path:

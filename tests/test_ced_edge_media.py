@@ -15,10 +15,10 @@ import pytest
 import soundfile
 import soxr
 
-from ced_edge import audio
-from ced_edge.audio import MEDIA_SUFFIXES, AudioError
-from ced_edge.manifest import Clip
-from distill.pieces import PackConfig, Piece, cut, encode
+from ced_edge.audio import read as audio
+from ced_edge.audio.base import MEDIA_SUFFIXES, AudioError
+from ced_edge.audio.clips import Clip
+from distill.packing.pieces import PackConfig, Piece, cut, encode
 
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 48_000

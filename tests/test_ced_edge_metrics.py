@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from ced_edge.errors import CedEdgeError
-from ced_edge.metrics import average_precision, classes_by_group, mean_ap, multi_hot, top1_by_group
+from ced_edge.proof.metrics import average_precision, classes_by_group, mean_ap, multi_hot, top1_by_group
 
 N_CLASSES = 3
 shapes = st.tuples(st.integers(1, 30), st.just(N_CLASSES))

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ced_edge.checkpoint import load_model
 from ced_edge.errors import InputError
-from ced_edge.model import CED, n_parameters, predict
+from ced_edge.network.ced import CED, n_parameters, predict
+from ced_edge.network.checkpoint import load_model
 from ced_edge.spec import SIZES, ModelSpec, size
 
 SMALL = ModelSpec(width=48, heads=3, depth=2)

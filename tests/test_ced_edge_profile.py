@@ -15,14 +15,15 @@ from conftest import Call
 from numpy.typing import NDArray
 from tiny_bundle import shared_bundle, with_file
 
-from ced_edge import cutout, profile
-from ced_edge.artifact import read_bundle
-from ced_edge.backends import NotInstalled
-from ced_edge.bench import window
-from ced_edge.cutout import Graph
-from ced_edge.profile import OpTime, Profile, aggregate
-from ced_edge.report import op_rows, profile_notes
-from ced_edge.worker import Target, Worker, targets
+from ced_edge.proof import profile
+from ced_edge.proof import tflite_graph as cutout
+from ced_edge.proof.profile import OpTime, Profile, aggregate
+from ced_edge.proof.report import op_rows, profile_notes
+from ced_edge.proof.targets import Target, targets, window
+from ced_edge.proof.tflite_graph import Graph
+from ced_edge.proof.worker import Worker
+from ced_edge.runtime.backends import NotInstalled
+from ced_edge.runtime.bundle import read_bundle
 
 # ONNX Runtime.
 

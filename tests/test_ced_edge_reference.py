@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ced_edge import reference
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.reference import JSON_NAME, NPZ_NAME, Reference, read_reference
+from ced_edge.proof import reference
+from ced_edge.proof.reference import JSON_NAME, NPZ_NAME, Reference, read_reference
 
 
 def make(seed: int = 0) -> Reference:
@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_old_pair(tmp_path: Path, monkeypatch: pytest.Mon
 
     for name in ("np.savez_compressed", "sha256_file", "json.dumps"):
         with monkeypatch.context() as m:
-            m.setattr(f"ced_edge.reference.{name}", full)
+            m.setattr(f"ced_edge.proof.reference.{name}", full)
             with pytest.raises(CedEdgeError, match="disk full while writing"):
                 make(1).write(tmp_path)
         np.testing.assert_array_equal(read_reference(tmp_path).probs, make(0).probs)

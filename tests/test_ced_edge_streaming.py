@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_bundle import SPEC, shared_bundle
 
-from ced_edge.audio import load
+from ced_edge.audio.read import load
 from ced_edge.errors import InputError
-from ced_edge.events import Event, EventRule, Events
 from ced_edge.frontend import StreamMel, log_mel
-from ced_edge.tagger import StreamingTagger, Tagger, Tags
+from ced_edge.runtime.events import Event, EventRule, Events
+from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags
 from ced_edge.windows import chunks
 
 RATE = SPEC.frontend.rate_hz

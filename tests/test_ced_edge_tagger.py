@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from tiny_bundle import SPEC, shared_bundle, tiny_model, with_file, write_bundle
 
-from ced_edge import backends, tagger
-from ced_edge.artifact import Bundle, read_bundle
-from ced_edge.backends import Port
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.model import CED, predict
-from ced_edge.tagger import Tagger, Tags, mean_probs
+from ced_edge.network.ced import CED, predict
+from ced_edge.runtime import backends, tagger
+from ced_edge.runtime.backends import Port
+from ced_edge.runtime.bundle import Bundle, read_bundle
+from ced_edge.runtime.tagger import Tagger, Tags, mean_probs
 
 RATE, WINDOW = SPEC.frontend.rate_hz, 2 * SPEC.frontend.rate_hz
 Float32 = NDArray[np.float32]
@@ -241,10 +241,10 @@ def test_threads_reach_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cold_process_imports_little() -> None:
     """The first answer is to come at once: nothing of torch, matplotlib or scipy is loaded for it."""
     code = (
-        "import sys, numpy as np\nfrom ced_edge.tagger import Tagger\n"
+        "import sys, numpy as np\nfrom ced_edge.runtime.tagger import Tagger\n"
         f"Tagger({str(shared_bundle().folder)!r}).predict(np.zeros(16000, np.float32))\n"
         "print(*{m.partition('.')[0] for m in sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert isinstance(sys.modules["ced_edge.tagger"], types.ModuleType)
+    assert isinstance(sys.modules["ced_edge.runtime.tagger"], types.ModuleType)
     assert not {"torch", "matplotlib", "scipy", "ai_edge_litert", "tensorflow", "click"} & set(done.stdout.split())

@@ -15,16 +15,16 @@ from conftest import Call
 from safetensors.torch import load_file
 from tiny_run import SMALL, make_pack, make_store, small_student, write_tones
 
-from ced_edge.checkpoint import save_model
 from ced_edge.cli import COMMANDS, cli
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import folder_lock
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
 from distill.cli import read_clips
-from distill.loop import STATE_NAME
-from distill.shards import Pack
-from distill.store import Store
+from distill.packing.shards import Pack
+from distill.teaching.store import Store
+from distill.training.loop import STATE_NAME
 
 
 @pytest.fixture(autouse=True)

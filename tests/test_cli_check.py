@@ -15,10 +15,10 @@ from conftest import Call
 pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
 from check_case import Case, replace_file, round_model, shared_case
 
-from ced_edge import worker
-from ced_edge.artifact import read_bundle
-from ced_edge.cli_check import parse_threads
 from ced_edge.errors import InputError
+from ced_edge.proof import worker
+from ced_edge.proof.cli import parse_threads
+from ced_edge.runtime.bundle import read_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 LOUD = ("--max-noise", "0.2")  # clips change little in the answers of random weights

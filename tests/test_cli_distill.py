@@ -16,16 +16,18 @@ import torch
 from conftest import Call
 from tiny_run import SMALL, learnt, small_student, write_tones
 
-from ced_edge.checkpoint import load_model, save_model
 from ced_edge.cli import main
 from ced_edge.files import sha256_file
-from ced_edge.model import CED
-from ced_edge.reference import read_reference
-from distill import comparison, pipeline, teach
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import load_model, save_model
+from ced_edge.proof.reference import read_reference
+from distill import pipeline
+from distill.evaluation import comparison
+from distill.packing.shards import Pack
 from distill.pipeline import TIMES_NAME
 from distill.progress import TrainingBar
-from distill.shards import Pack
-from distill.store import Store
+from distill.teaching import teach
+from distill.teaching.store import Store
 
 
 @pytest.fixture(autouse=True)

@@ -21,13 +21,14 @@ import soundfile
 from conftest import Call
 from tiny_bundle import shared_bundle
 
-from ced_edge import tag_files
-from ced_edge.audio import AUDIO_SUFFIXES, load
+from ced_edge.audio.base import AUDIO_SUFFIXES
+from ced_edge.audio.read import load
 from ced_edge.errors import CedEdgeError
 from ced_edge.labels import labels
-from ced_edge.plot_tags import spectrogram
+from ced_edge.runtime import tag_files
+from ced_edge.runtime.plot import spectrogram
+from ced_edge.runtime.tagger import Tagger
 from ced_edge.spec import FrontendSpec
-from ced_edge.tagger import Tagger
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from conftest import Call
 
-from ced_edge.checkpoint import save_model
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
 from export import bundle as bundle_module
 from export import quantize

@@ -14,8 +14,8 @@ import soundfile
 from conftest import Call
 from tiny_bundle import shared_bundle
 
+from ced_edge.audio.clips import audio_files, read_manifest
 from ced_edge.errors import InputError
-from ced_edge.manifest import audio_files, read_manifest
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 
 from ced_edge.errors import InputError
 from ced_edge.files import read_toml
-from distill.cli import config_options, parse_windows, read_config, view_recipe
-from distill.config import PretrainConfig, TrainConfig
+from distill.options import config_options, parse_windows, read_config, view_recipe
 from distill.teachers import parse_teachers
-from distill.views import ViewRecipe
+from distill.teaching.views import ViewRecipe
+from distill.training.config import PretrainConfig, TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NAN, INFINITE = float("nan"), float("inf")

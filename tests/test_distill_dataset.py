@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from tiny_run import RATE_HZ, RECIPE, make_pack, make_store
 
 from ced_edge.errors import InputError
-from distill import dataset
-from distill.dataset import Batch, Stream, Views, check_readers, loader
-from distill.shards import Pack, Shard, read_shard
-from distill.store import CLEAN_EPOCH, Store
-from distill.views import ViewRecipe, clip_rms, draw, render
+from distill.packing.shards import Pack, Shard, read_shard
+from distill.teaching.store import CLEAN_EPOCH, Store
+from distill.teaching.views import ViewRecipe, clip_rms, draw, render
+from distill.training import batches as dataset
+from distill.training.batches import Batch, Stream, Views, check_readers, loader
 
 
 @pytest.fixture(scope="module")

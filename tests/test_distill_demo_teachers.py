@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from ced_edge.audio.clips import read_manifest
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.labels import index_of
-from ced_edge.manifest import read_manifest
-from distill import demo_teachers
-from distill.demo_teachers import TRAININGS, Training, augment, new_cnn, new_transformer, read_examples, shorter
-from distill.synth import write_dataset
+from distill.demo import teachers as demo_teachers
+from distill.demo.synth import write_dataset
+from distill.demo.teachers import TRAININGS, Training, augment, new_cnn, new_transformer, read_examples, shorter
 from distill.teachers import load_teacher
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ced_edge.errors import InputError
-from distill.ensemble import Ensemble
+from distill.teachers.ensemble import Ensemble
 
 RATE_HZ = 16_000
 

@@ -13,16 +13,17 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from ced_edge.audio import load
-from ced_edge.checkpoint import save_model
+from ced_edge.audio.clips import Clip, data_hash
+from ced_edge.audio.read import load
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
-from ced_edge.manifest import Clip, data_hash
-from ced_edge.model import CED, predict
-from ced_edge.reference import read_reference
+from ced_edge.network.ced import CED, predict
+from ced_edge.network.checkpoint import save_model
+from ced_edge.proof.reference import read_reference
 from ced_edge.spec import ModelSpec
-from distill import evaluate as evaluate_module
-from distill.evaluate import Evaluation, evaluate, evaluate_tagger, find_device
+from distill.devices import find_device
+from distill.evaluation import evaluate as evaluate_module
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_tagger
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
 TONES = {"low": (250.0, (3, 5)), "high": (2_000.0, (7,))}

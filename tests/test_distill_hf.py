@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ced_edge.checkpoint import save_model
 from ced_edge.errors import InputError
 from ced_edge.labels import labels
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
 from distill.teachers import TeacherSpec, load_teacher
 from distill.teachers.hf import label_indices

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 from torch.distributions import Categorical, kl_divergence
 
-from distill.losses import bce, prior_logits, spread, top_k_kl
+from distill.training.losses import bce, prior_logits, spread, top_k_kl
 
 
 def answers(

@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from ced_edge import audio
+from ced_edge.audio import read as audio
+from ced_edge.audio.clips import Clip, read_manifest
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import folder_lock, sha256_file
-from ced_edge.manifest import Clip, read_manifest
-from distill.pack import PackConfig, pack
-from distill.shards import Pack, read_shard
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack, read_shard
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -230,8 +230,8 @@ def test_the_bytes_do_not_depend_on_workers_order_or_place(tmp_path: Path) -> No
 SLOW_RUN = """
 import sys
 from pathlib import Path
-from ced_edge.manifest import read_manifest
-from distill.pack import PackConfig, pack
+from ced_edge.audio.clips import read_manifest
+from distill.packing.pack import PackConfig, pack
 pack(read_manifest(Path(sys.argv[1])), Path(sys.argv[2]), PackConfig(workers=int(sys.argv[3]), clips_per_shard=3))
 """
 

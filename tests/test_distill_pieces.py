@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from ced_edge.manifest import Clip
-from distill.pieces import PackConfig, cut, to_int16
+from ced_edge.audio.clips import Clip
+from distill.packing.pieces import PackConfig, cut, to_int16
 
 
 @settings(deadline=None)

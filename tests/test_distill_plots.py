@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from distill.plots import plot_loss, plot_per_class_ap
+from distill.evaluation.plots import plot_loss, plot_per_class_ap
 
 
 def check(path: Path) -> None:

@@ -15,18 +15,23 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ced_edge.checkpoint import load_model, read_metadata
+from ced_edge.audio.clips import Clip
 from ced_edge.cli import cli
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.manifest import Clip
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import load_model, read_metadata
 from ced_edge.spec import SIZES, ModelSpec
-from distill.config import PretrainConfig, TrainConfig
-from distill.dataset import Stream
-from distill.loop import Interrupted
-from distill.optimizers import make_optimizers
-from distill.pack import PackConfig, pack
-from distill.pretrain import (
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack
+from distill.teaching.store import Store
+from distill.teaching.teach import teach_labels
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Stream
+from distill.training.config import PretrainConfig, TrainConfig
+from distill.training.log import read_log
+from distill.training.loop import Interrupted
+from distill.training.optimizers import make_optimizers
+from distill.training.pretrain import (
     MaskedAutoencoder,
     Waves,
     n_visible,
@@ -37,12 +42,7 @@ from distill.pretrain import (
     sinusoids,
     waves,
 )
-from distill.shards import Pack
-from distill.store import Store
-from distill.teach import teach_labels
-from distill.train import train
-from distill.trainlog import read_log
-from distill.views import ViewRecipe
+from distill.training.train import train
 
 RATE_HZ = 16_000
 NARROW = ModelSpec(width=48, heads=3, depth=2)

@@ -28,16 +28,16 @@ from tiny_run import (
     wait_for_steps,
 )
 
-from ced_edge.checkpoint import load_model
 from ced_edge.errors import InputError
-from distill import loop
-from distill.config import TrainConfig
-from distill.dataset import Stream
-from distill.loop import MODEL_NAME, STATE_NAME, Interrupted, stop_politely
+from ced_edge.network.checkpoint import load_model
 from distill.pipeline import run_train
-from distill.train import train
-from distill.trainlog import LOG_NAME, read_log
-from distill.views import ViewRecipe
+from distill.teaching.views import ViewRecipe
+from distill.training import loop
+from distill.training.batches import Stream
+from distill.training.config import TrainConfig
+from distill.training.log import LOG_NAME, read_log
+from distill.training.loop import MODEL_NAME, STATE_NAME, Interrupted, stop_politely
+from distill.training.train import train
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from ced_edge.audio.clips import Clip
 from ced_edge.errors import InputError
-from ced_edge.manifest import Clip
-from distill import shards
-from distill.pack import PackConfig, pack
-from distill.shards import Pack, iter_shard, read_shard
+from distill.packing import shards
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack, iter_shard, read_shard
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-import distill.store
+import distill.teaching.store
 from ced_edge.errors import CedEdgeError, InputError
-from distill.store import CLEAN_EPOCH, Answers, Store, dequantise, quantise
-from distill.views import ViewRecipe
+from distill.teaching.store import CLEAN_EPOCH, Answers, Store, dequantise, quantise
+from distill.teaching.views import ViewRecipe
 
 N = 527
 SHARD = "shard-000000.tar"
@@ -338,7 +338,7 @@ def test_another_table_under_the_right_digest(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here: it is what a full disk is made of")
 def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = distill.store.atomic_path
+    real = distill.teaching.store.atomic_path
 
     @contextlib.contextmanager
     def on_full_disk(path: Path) -> Iterator[Path]:
@@ -350,7 +350,7 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     store = store_at(tmp_path)
     store.write(0, SHARD, Answers.top_k(realistic(4), 20))
     before = files(tmp_path)
-    monkeypatch.setattr(distill.store, "atomic_path", on_full_disk)
+    monkeypatch.setattr(distill.teaching.store, "atomic_path", on_full_disk)
     with pytest.raises(CedEdgeError, match=r"disk full while writing .*e001.*run again") as e:
         store.write(1, SHARD, Answers.top_k(realistic(600), 20))
     assert e.value.exit_code == 1

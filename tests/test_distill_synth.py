@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from ced_edge.audio.clips import read_manifest
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.labels import labels
-from ced_edge.manifest import read_manifest
-from distill import synth, synth_sounds
-from distill.synth_blocks import power_noise, spans, timbre
-from distill.synth_sounds import RECIPES, Recipe
+from distill.demo import sounds as synth_sounds
+from distill.demo import synth
+from distill.demo.blocks import power_noise, spans, timbre
+from distill.demo.sounds import RECIPES, Recipe
 
 RATE_HZ = 16_000
 Wave = NDArray[np.float64]

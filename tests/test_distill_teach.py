@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from tiny_teach import RATE_HZ, RECIPE, files, job_for, make_pack, make_teacher
 from torch import Tensor
 
-import distill.teach
+import distill.teaching.teach
+from ced_edge.audio.clips import read_manifest
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.manifest import read_manifest
-from distill.dataset import Stream, Views
-from distill.ensemble import Ensemble
-from distill.pack import PackConfig, pack
-from distill.shards import Pack, read_shard
-from distill.store import CLEAN_EPOCH, Store
-from distill.teach import Job, local_device, teach, teach_labels, units
+from distill.devices import local_device
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack, read_shard
 from distill.teachers import TeacherSpec, load_teachers, parse_teachers
-from distill.views import INT16_SCALE, ViewRecipe
+from distill.teachers.ensemble import Ensemble
+from distill.teaching.store import CLEAN_EPOCH, Store
+from distill.teaching.teach import Job, teach, teach_labels, units
+from distill.teaching.views import INT16_SCALE, ViewRecipe
+from distill.training.batches import Stream, Views
 
 N = 527
 
@@ -69,7 +70,7 @@ def fingerprint(wave: NDArray[np.float32]) -> NDArray[np.float32]:
 @pytest.fixture
 def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
     one = Listener()
-    monkeypatch.setattr(distill.teach, "load_teachers", lambda specs, device: [one])
+    monkeypatch.setattr(distill.teaching.teach, "load_teachers", lambda specs, device: [one])
     return one
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from tiny_teach import RECIPE, files, job_for, make_pack, make_teacher
 
-from distill.shards import Pack
-from distill.teach import Job, teach
+from distill.packing.shards import Pack
 from distill.teachers import TeacherSpec
+from distill.teaching.teach import Job, teach
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +43,7 @@ def by_one(packed: Pack, teacher: TeacherSpec, tmp_path_factory: pytest.TempPath
 
 TEACH = """
 import pickle, sys
-from distill.teach import teach
+from distill.teaching.teach import teach
 
 if __name__ == "__main__":
     with open(sys.argv[1], "rb") as f:
@@ -54,7 +54,7 @@ KILL = """
 import os, pickle, random, signal, sys, time
 import torch
 import pyarrow.parquet  # all that is imported once need not be imported by every child
-from distill.teach import teach
+from distill.teaching.teach import teach
 
 with open(sys.argv[1], "rb") as f:
     job = pickle.load(f)
@@ -180,8 +180,8 @@ def test_killed_with_workers(packed: Pack, teacher: TeacherSpec, by_one: dict[st
 def test_ctrl_c_ends_workers_at_once(
     packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path
 ) -> None:
-    slow = TEACH.replace("import pickle", "import time, distill.teach\nimport pickle").replace(
-        "if __name__", "distill.teach.Classroom.answer = lambda *_: time.sleep(60)\n\nif __name__"
+    slow = TEACH.replace("import pickle", "import time, distill.teaching.teach\nimport pickle").replace(
+        "if __name__", "distill.teaching.teach.Classroom.answer = lambda *_: time.sleep(60)\n\nif __name__"
     )
     job = job_for(packed, teacher, tmp_path / "store")
     parent = subprocess.Popen(command(tmp_path, slow, job, 2), start_new_session=True, **CHILD)
@@ -198,7 +198,8 @@ def test_ctrl_c_ends_workers_at_once(
 def test_worker_that_dies_is_an_error(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
     """As the kernel does when memory runs out: teaching must not wait for it forever."""
     dying = TEACH.replace(
-        "if __name__", "import distill.teach, os\ndistill.teach.Classroom.answer = lambda *_: os._exit(9)\nif __name__"
+        "if __name__",
+        "import distill.teaching.teach, os\ndistill.teach.Classroom.answer = lambda *_: os._exit(9)\nif __name__",
     )
     dying = dying.replace("        teach(", "        try: teach(").replace(
         "[2]))", "[2]))\n        except Exception as e: print(type(e).__name__, e)"

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ced_edge import audio
-from ced_edge.checkpoint import save_model
+from ced_edge.audio import read as audio
 from ced_edge.errors import InputError
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
-from distill.ensemble import Ensemble
 from distill.teachers import Teacher, TeacherSpec, load_teacher, load_teachers, parse_teachers
 from distill.teachers.base import window_starts
+from distill.teachers.ensemble import Ensemble
 from distill.teachers.mobilenet import (
     MobileNet,
     MobileNetTeacher,

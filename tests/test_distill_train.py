@@ -25,17 +25,17 @@ from tiny_run import (
 )
 from torch import nn
 
-from ced_edge.checkpoint import git_revision, load_model, read_metadata
 from ced_edge.labels import labels_hash
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import git_revision, load_model, read_metadata
 from ced_edge.spec import ModelSpec
-from distill.config import TrainConfig
-from distill.dataset import Batch, Stream
-from distill.loop import MODEL_NAME, STATE_NAME
-from distill.optimizers import make_optimizers, schedule, warm_ema
-from distill.train import new_student, time_offset, train
-from distill.trainlog import TrainLog, read_log
-from distill.views import ViewRecipe
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Batch, Stream
+from distill.training.config import TrainConfig
+from distill.training.log import TrainLog, read_log
+from distill.training.loop import MODEL_NAME, STATE_NAME
+from distill.training.optimizers import make_optimizers, schedule, warm_ema
+from distill.training.train import new_student, time_offset, train
 
 
 @pytest.fixture(autouse=True)

@@ -28,16 +28,16 @@ from tiny_run import (
     wait_for_steps,
 )
 
-from ced_edge.checkpoint import load_model
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.model import CED
-from distill import loop
-from distill.dataset import Stream
-from distill.loop import MODEL_NAME, STATE_NAME
-from distill.store import Answers
-from distill.train import train
-from distill.trainlog import LOG_NAME, TrainLog, read_log
-from distill.views import ViewRecipe
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import load_model
+from distill.teaching.store import Answers
+from distill.teaching.views import ViewRecipe
+from distill.training import loop
+from distill.training.batches import Stream
+from distill.training.log import LOG_NAME, TrainLog, read_log
+from distill.training.loop import MODEL_NAME, STATE_NAME
+from distill.training.train import train
 
 
 @pytest.fixture(autouse=True)

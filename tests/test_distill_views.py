@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from ced_edge.errors import InputError
-from distill.views import INT16_SCALE, Source, View, ViewRecipe, clip_rms, draw, render, window
+from distill.teaching.views import INT16_SCALE, Source, View, ViewRecipe, clip_rms, draw, render, window
 
 RATE_HZ = 16_000
 IDS = tuple(f"clip-{i}.wav" for i in range(12))
@@ -165,7 +165,8 @@ def test_other_seeds_epochs_and_clips_give_other_views(recipe: ViewRecipe, epoch
 
 def test_another_process_draws_the_same() -> None:
     code = (
-        "import dataclasses, json, sys; from distill.views import *; r = ViewRecipe.from_dict(json.loads(sys.argv[1]));"
+        "import dataclasses, json, sys; from distill.teaching.views import *;"
+        "r = ViewRecipe.from_dict(json.loads(sys.argv[1]));"
         "ids = json.loads(sys.argv[2]);"
         "print(json.dumps([dataclasses.asdict(draw(r, e, i, ids)) for e in (3, 1) for i in range(len(ids))]))"
     )

@@ -17,16 +17,16 @@ from conftest import Call
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
-from ced_edge.artifact import ModelFile, read_bundle
-from ced_edge.check import compare
-from ced_edge.checkpoint import save_model
-from ced_edge.model import CED, predict
+from ced_edge.network.ced import CED, predict
+from ced_edge.network.checkpoint import save_model
+from ced_edge.proof.compare import compare
+from ced_edge.runtime.bundle import ModelFile, read_bundle
+from ced_edge.runtime.tagger import Tagger
 from ced_edge.spec import N_CLASSES, ModelSpec
-from ced_edge.tagger import Tagger
 from export import bundle as bundle_module
 from export import quantize, verify
-from export.calibrate import calibration_waves, fill
 from export.cli import table
+from export.sounds import calibration_waves, fill
 from export.verify import MAX_ERROR, MAX_NOISE, Verdict, _verdict, synthetic_waves
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converters, while they are imported

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ced_edge.frontend import mel_filters
-from ced_edge.model import CED, predict
+from ced_edge.network.ced import CED, predict
+from ced_edge.network.frontend import LogMel
 from ced_edge.spec import FrontendSpec, ModelSpec
-from ced_edge.torch_frontend import LogMel
 from export.graph import CentredBlock, FrontEnd, Tagger
 
 SPEC = FrontendSpec()

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ced_edge.backends import load_backend
 from ced_edge.labels import labels
+from ced_edge.runtime.backends import load_backend
 from ced_edge.spec import ModelSpec
 
 onnx = pytest.importorskip("onnx", reason="onnx writes the model files of these tests")

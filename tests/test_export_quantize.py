@@ -11,12 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
 from ced_edge.spec import ModelSpec
-from export.calibrate import calibration_waves
+from export.convert import to_tflite
 from export.graph import CentredBlock, Tagger
 from export.quantize import tflite_int8, tflite_int8_static
-from export.to_tflite import to_tflite
+from export.sounds import calibration_waves
 
 # Not imported here: it brings JAX, whose threads forbid other tests to fork.
 pytestmark = pytest.mark.skipif(not find_spec("litert_torch"), reason="no converter: pip install '.[export]'")

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ced_edge.artifact import read_bundle
-from ced_edge.backends import load_backend
 from ced_edge.frontend import hann_window, log_mel
 from ced_edge.labels import labels
+from ced_edge.runtime.backends import load_backend
+from ced_edge.runtime.bundle import read_bundle
 from ced_edge.spec import FrontendSpec
-from distill.synth import synthesise
+from distill.demo.synth import synthesise
 
 ROOT = Path(__file__).resolve().parents[1]
 HOMES = ROOT / ".venv" / "interop"

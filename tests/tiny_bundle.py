@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ced_edge.artifact import LABELS_NAME, Bundle, ModelFile, labels_text
 from ced_edge.files import sha256_file
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.runtime.bundle import LABELS_NAME, Bundle, ModelFile, labels_text
 from ced_edge.spec import ModelSpec
 
 SPEC = ModelSpec(width=24, heads=3, depth=2, max_frames=201)

@@ -19,18 +19,18 @@ import numpy as np
 import soundfile
 import torch
 
+from ced_edge.audio.clips import Clip, read_manifest
 from ced_edge.cli import main
-from ced_edge.manifest import Clip, read_manifest
 from ced_edge.spec import SIZES, ModelSpec
-from distill.config import TrainConfig
-from distill.dataset import Stream
-from distill.loop import STATE_NAME, Interrupted
-from distill.pack import PackConfig, pack
-from distill.shards import Pack, read_shard
-from distill.store import CLEAN_EPOCH, Answers, Store
-from distill.train import train
-from distill.trainlog import LOG_NAME, read_log
-from distill.views import ViewRecipe
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack, read_shard
+from distill.teaching.store import CLEAN_EPOCH, Answers, Store
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Stream
+from distill.training.config import TrainConfig
+from distill.training.log import LOG_NAME, read_log
+from distill.training.loop import STATE_NAME, Interrupted
+from distill.training.train import train
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
 RATE_HZ = 16_000

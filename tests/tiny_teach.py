@@ -10,17 +10,17 @@ import numpy as np
 import soundfile
 import torch
 
-from ced_edge.checkpoint import save_model
-from ced_edge.manifest import Clip
-from ced_edge.model import CED
+from ced_edge.audio.clips import Clip
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
-from distill.ensemble import Ensemble
-from distill.pack import PackConfig, pack
-from distill.shards import Pack
-from distill.store import Store
-from distill.teach import Job
+from distill.packing.pack import PackConfig, pack
+from distill.packing.shards import Pack
 from distill.teachers import TeacherSpec, load_teachers
-from distill.views import ViewRecipe
+from distill.teachers.ensemble import Ensemble
+from distill.teaching.store import Store
+from distill.teaching.teach import Job
+from distill.teaching.views import ViewRecipe
 
 RATE_HZ = 16_000
 RECIPE = ViewRecipe(windows=((2, 0.5), (1, 1.0)))

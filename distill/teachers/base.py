@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ced_edge.errors import InputError
-
-BoolArray = NDArray[np.bool_]
+from ced_edge.arrays import Bools
 
 
 class Teacher(Protocol):
@@ -27,7 +23,7 @@ class Teacher(Protocol):
 
     name: str
     rate_hz: int
-    known: BoolArray
+    known: Bools
     """(527,): the classes this teacher has an output for."""
     sha256: str
     """Of the teacher's file, or over all that decides its answers: the files of its folder, its class map."""
@@ -58,14 +54,3 @@ def window_starts(length: int, window: int, hop: int) -> list[int]:
     # The step stays within one window: at most 1.5 hops, and a hop is at most half a window wherever this is used.
     intervals = max(1, (2 * rest + hop) // (2 * hop), -(-rest // window))
     return [(i * rest + intervals // 2) // intervals for i in range(intervals + 1)]
-
-
-def teacher_device(name: str) -> torch.device:
-    """The torch device of that name. Raises InputError when this machine has none such."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise InputError(f"unknown device {name!r}: choose cpu or cuda") from e
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda asked for, but torch finds no GPU here: use --device cpu")
-    return device

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ced_edge.checkpoint import load_model
+from ced_edge.arrays import Bools
 from ced_edge.errors import InputError
-from ced_edge.model import CED
+from ced_edge.network.ced import CED
+from ced_edge.network.checkpoint import load_model
 from ced_edge.spec import N_CLASSES
-from distill.teachers.base import BoolArray, pad_short
+from distill.teachers.base import pad_short
 
 
 class CedTeacher:
@@ -24,7 +25,7 @@ class CedTeacher:
         self.device = device
         self.rate_hz = model.spec.frontend.rate_hz
         self.min_samples = model.spec.min_samples
-        self.known: BoolArray = np.ones(N_CLASSES, np.bool_)
+        self.known: Bools = np.ones(N_CLASSES, np.bool_)
         self.model = model.eval().to(device)
 
     @torch.inference_mode()

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ced_edge.arrays import Bools
 from ced_edge.errors import InputError
 from ced_edge.files import read_json, sha256_file, sha256_json
 from ced_edge.labels import find
 from ced_edge.spec import N_CLASSES
-from distill.teachers.base import BoolArray, Teacher, pad_short, window_starts
+from distill.teachers.base import Teacher, pad_short, window_starts
 from distill.teachers.ced import load_ced
 
 WINDOW_S = 10
@@ -52,7 +53,7 @@ class HuggingFaceTeacher:
         frames = getattr(self._features, "max_length", None)
         self._window = frames * self.rate_hz // 100 if isinstance(frames, int) else WINDOW_S * self.rate_hz
         self._indices = label_indices(self._model.config.id2label, name)
-        self.known: BoolArray = np.zeros(N_CLASSES, np.bool_)
+        self.known: Bools = np.zeros(N_CLASSES, np.bool_)
         self.known[self._indices[self._indices >= 0]] = True
 
     @torch.inference_mode()
@@ -95,7 +96,7 @@ def load_hf(source: str, name: str, device: torch.device, sha256: str | None = N
     """A teacher from a folder with config.json, from a run's folder, or from the hub by its id (owner/name)."""
     folder = Path(source) if Path(source).is_dir() else download(source)
     if not (folder / "config.json").is_file():
-        from ced_edge.checkpoint import find_checkpoint
+        from ced_edge.network.checkpoint import find_checkpoint
 
         weights = find_checkpoint(folder).weights
         digest = sha256_file(weights)

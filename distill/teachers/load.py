@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ced_edge.errors import InputError
 from ced_edge.files import read_toml, sha256_file
+from distill.devices import teacher_device
 from distill.teachers import mobilenet
-from distill.teachers.base import Teacher, teacher_device
+from distill.teachers.base import Teacher
 
 CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 MODEL_FILES = (".tflite", ".onnx")

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ced_edge.arrays import Bools
 from ced_edge.errors import InputError
 from ced_edge.spec import N_CLASSES
-from distill.teachers.base import BoolArray, pad_short
+from distill.teachers.base import pad_short
 
 RATE_HZ = 32_000
 N_FFT = 1024
@@ -257,7 +258,7 @@ class MobileNetTeacher:
         self.device = device
         self.rate_hz = RATE_HZ
         self.min_samples = MIN_SAMPLES
-        self.known: BoolArray = np.ones(N_CLASSES, np.bool_)
+        self.known: Bools = np.ones(N_CLASSES, np.bool_)
         self.front_end = MobileNetFrontEnd().to(device)
         self.model = model.eval()
         fold_batchnorm(self.model)

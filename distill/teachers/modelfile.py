@@ -14,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ced_edge.backends import Backend, Port, load_backend
+from ced_edge.arrays import Bools, Float32
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_json
 from ced_edge.labels import labels
+from ced_edge.runtime.backends import Backend, Port, load_backend
 from ced_edge.spec import N_CLASSES
 from distill.teachers import yamnet
-from distill.teachers.base import BoolArray, pad_short, window_starts
+from distill.teachers.base import pad_short, window_starts
 
-Float32 = NDArray[np.float32]
 FREE_MIN_SAMPLES = 16_000
 """Shorter clips are zero-padded to this before a file whose input length is free."""
 CLIPS_AT_ONCE = 8
@@ -66,7 +66,7 @@ class ModelFileTeacher:
         self.min_samples = self.window or FREE_MIN_SAMPLES
         self._front_end = yamnet.YamnetFrontEnd()
         self._output, self._indices = _classes(self._backends[0], path, options.class_map)
-        self.known: BoolArray = np.zeros(N_CLASSES, np.bool_)
+        self.known: Bools = np.zeros(N_CLASSES, np.bool_)
         self.known[self._indices[self._indices >= 0]] = True
         # The same file with other classes or another output is another teacher.
         self.sha256 = sha256_json([sha256, self._indices.tolist(), options.output, self.rate_hz])

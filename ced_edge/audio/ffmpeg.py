@@ -1,0 +1,191 @@
+"""The sound of phones' recordings and of videos, which libsndfile does not read: through FFmpeg, where PyAV is there.
+
+FFmpeg leaves out what an encoder put before the first sample, where the file tells of it (mp4, webm; not .aac, .amr).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ced_edge.arrays import Float32
+from ced_edge.audio.base import MAX_RATE_HZ, MEDIA_SUFFIXES, MIN_RATE_HZ, AudioError
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
+
+
+_DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,tta,w64,wav,wv"
+"""FFmpeg knows playlists too, which make it open other files and addresses, and takes text for subtitles."""
+_SOUGHT = ("mov", "matroska", "asf")
+"""Whose times can be relied on; of the others, a part is reached by decoding all that is before it."""
+_PREROLL_S = 1.0
+"""Decoded before a part and thrown away: a codec needs some frames until it gives what it would have given."""
+_SLACK_S = 0.5
+"""A file that ends earlier than its header says by more than this has lost something."""
+_BLOCK_FRAMES = 1 << 16
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Media]:
+    """The best sound of a file that exists. Every failure, also while reading, becomes an AudioError."""
+    try:
+        import av
+    except ImportError as e:
+        reason = "its format needs PyAV: pip install 'ced-edge[av]'"
+        raise AudioError(str(path), reason if path.suffix.lower() in MEDIA_SUFFIXES else "not audio") from e
+    with path.open("rb") as file:  # which FFmpeg would take for an address, if there is a colon in its name
+        try:
+            container = av.open(file, "r", metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
+        except av.FFmpegError as e:
+            file.seek(4)
+            is_mp4 = file.read(4) == b"ftyp"  # whose table of contents is at the end, which a cut one has not
+            raise AudioError(str(path), "truncated or damaged" if is_mp4 else "not audio") from e
+        with container:
+            media = Media(str(path), container)
+            try:
+                yield media
+            except (av.FFmpegError, IndexError) as e:  # IndexError: a stream that PyAV had not seen in the header
+                raise AudioError(str(path), "truncated or damaged" if media.decoded else "not audio") from e
+
+
+class Media:
+    """A sound in an open file: as many of its samples as are asked for, once."""
+
+    def __init__(self, name: str, container: InputContainer) -> None:
+        """Raises AudioError where there is none that can be decoded."""
+        stream: Any = container.streams.best("audio")
+        if stream is None:
+            raise AudioError(name, "no sound in it")
+        if stream.codec_context is None:
+            raise AudioError(name, "no decoder for its codec, encode it again")
+        self.rate_hz = int(stream.codec_context.sample_rate)
+        if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ or not stream.codec_context.channels:
+            raise AudioError(name, "bad sample rate or channel count")
+        self.decoded = False
+        """Whether anything was."""
+        self._name, self._container = name, container
+        self._stream: AudioStream = stream
+        self._format = container.format.name.split(",")[0]
+
+    def seconds(self) -> float:
+        """Length in seconds: as the header tells it, or else all packets' together. Raises AudioError."""
+        if (told := self._told_s()) is not None:
+            return told
+        ticks = sum(packet.duration or 0 for packet in self._container.demux(self._stream))
+        if not ticks or self._stream.time_base is None:
+            raise AudioError(self._name, "no samples")
+        return float(ticks * self._stream.time_base)
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
+        """Samples [start, stop), to the end by default, as (frames, channels) each. Raises AudioError."""
+        held: list[Float32] = []
+        none = True
+        for at, wave in self._waves(start):
+            if stop is not None and at >= stop:
+                break
+            part = wave[max(0, start - at) : None if stop is None else stop - at]
+            if len(part):
+                held.append(part)
+                none = False
+            if sum(map(len, held)) >= _BLOCK_FRAMES:
+                yield np.concatenate(held)
+                held = []
+        if none:
+            raise AudioError(self._name, "no samples")
+        if held:
+            yield np.concatenate(held)
+
+    def _told_s(self) -> float | None:
+        """The sound's length in seconds, if the header is one that can be relied on."""
+        s = self._stream
+        if self._format == "mov":
+            return float(s.duration * s.time_base) if s.duration and s.time_base is not None else None
+        if self._format in _SOUGHT and len(self._container.streams) == 1 and self._container.duration:
+            return float(self._container.duration / 1e6)
+        return None
+
+    def _waves(self, start: int) -> Iterator[tuple[int, Float32]]:
+        """(index of the first sample, (frames, channels)) of all frames from `start` or earlier on."""
+        told_s = self._told_s()
+        at, frames = self._from(start)
+        last: Float32 | None = None
+        end_s = 0.0
+        for frame in frames:
+            if last is not None:
+                yield at, last
+                at += len(last)
+            wave = _samples(frame)
+            if frame.sample_rate != self.rate_hz or (last is not None and wave.shape[1] != last.shape[1]):
+                raise AudioError(self._name, "its rate or channel count changes midway, encode it again")
+            self.decoded = True
+            last = wave
+            end_s = max(at / self.rate_hz, self._time_s(frame)) + len(wave) / self.rate_hz
+        if last is None:
+            return
+        if told_s is not None and end_s < told_s - _SLACK_S:
+            raise AudioError(self._name, "truncated or damaged")
+        # An encoder fills its last frame up; mp4 tells where the sound ended.
+        end = round(told_s * self.rate_hz) - at if told_s is not None and self._format == "mov" else len(last)
+        yield at, last[:end] if end > 0 else last
+
+    def _from(self, start: int) -> tuple[int, Iterator[AudioFrame]]:
+        """Frames from a little before the sample `start` on, or all of them, and the index of their first sample."""
+        frames = self._frames()
+        s, before_s = self._stream, start / self.rate_hz - _PREROLL_S
+        if before_s <= 0 or self._format not in _SOUGHT or s.time_base is None:
+            return 0, frames
+        first = next(frames, None)
+        if first is None or first.pts is None:
+            return 0, itertools.chain([first] if first else [], frames)
+        self._container.seek(first.pts + int(before_s / s.time_base), stream=s)
+        frames = self._frames()
+        next(frames, None)  # Opus leaves out its beginning, wherever that is
+        frame = next(frames, None)
+        if frame is None:
+            return 0, iter(())
+        at = (self._time_s(frame) - self._time_s(first)) * self.rate_hz
+        # Times may be rounded, to milliseconds say: the frames' sizes tell the sample.
+        whole = first.samples + round((at - first.samples) / frame.samples) * frame.samples
+        near = abs(whole - at) < 2 * s.time_base * self.rate_hz
+        return whole if near else round(at), itertools.chain([frame], frames)
+
+    def _frames(self) -> Iterator[AudioFrame]:
+        """What comes from where the file stands on. A broken end is left out, as a recording may stop anywhere."""
+        import av
+
+        broken: av.FFmpegError | None = None
+        for packet in self._container.demux(self._stream):
+            if broken is not None and packet.size:
+                raise broken
+            try:
+                yield from packet.decode()
+            except av.FFmpegError as e:
+                broken = e
+        if broken is not None and not self.decoded:
+            raise broken
+
+    def _time_s(self, frame: AudioFrame) -> float:
+        """Seconds from the sound's beginning to the frame's, as the file tells them; 0 where it does not."""
+        if frame.pts is None or frame.time_base is None:
+            return 0.0
+        return float(frame.pts * frame.time_base - (self._stream.start_time or 0) * (self._stream.time_base or 0))
+
+
+def _samples(frame: AudioFrame) -> Float32:
+    """(frames, channels) float32, of whatever type the decoder gives."""
+    raw: NDArray[Any] = frame.to_ndarray()
+    wave = raw.T if frame.format.is_planar else raw.reshape(-1, len(frame.layout.channels))
+    if wave.dtype.kind == "u":
+        return wave.astype(np.float32) / np.float32(128) - np.float32(1)
+    if wave.dtype.kind == "i":
+        return (wave / 2.0 ** (8 * wave.itemsize - 1)).astype(np.float32)
+    return wave.astype(np.float32)

@@ -1,0 +1,125 @@
+"""Audio as it comes, in pieces of any length -> mono samples at one rate, by absolute index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import soxr
+from numpy.typing import ArrayLike, NDArray
+
+from ced_edge.arrays import Float32
+from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
+from ced_edge.errors import InputError
+
+MAX_CHANNELS = 64
+"""More are taken for an array laid out as (channels, samples)."""
+
+_BLOCK_FRAMES = 1 << 16
+"""Taken in at a time, so that a long piece needs no long intermediate arrays."""
+
+
+class Intake:
+    """The samples of one stream that may still be asked for. How they were cut into pieces changes nothing."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self.rate_hz = rate_hz
+        """Of what comes out."""
+        self.samples = 0
+        """That have come out so far."""
+        self.source_hz: int | None = None
+        """Of what goes in; known from the first piece on."""
+        self.finished = False
+        self._resampler: soxr.ResampleStream | None = None
+        self._frames = 0  # that went in
+        self._buffer: Float32 = np.empty(0, np.float32)
+        self._first = self._kept = 0  # index of the buffer's first sample, and of the first that is still wanted
+
+    def accept(self, samples: ArrayLike, rate_hz: int | None = None) -> None:
+        """Take (n,) or (n, channels) floats in [-1, 1] at `rate_hz` (None: as before; at first, what comes out).
+
+        Channels are averaged, values beyond 1 are left as they are. Raises InputError, and has taken nothing, on
+        another rate than before, a finished stream, NaN or infinity, integers, and another shape.
+        """
+        if self.finished:
+            raise InputError("the stream is finished and takes no more samples: reset() begins a new one")
+        pieces = _frames(samples)
+        source_hz = rate_hz if rate_hz is not None else self.source_hz or self.rate_hz
+        if self.source_hz not in (None, source_hz):
+            raise InputError(f"a stream of {self.source_hz} Hz was given samples of {source_hz} Hz: reset() it first")
+        if not MIN_RATE_HZ <= source_hz <= MAX_RATE_HZ:
+            raise InputError(f"a rate of {source_hz} Hz is not between {MIN_RATE_HZ} and {MAX_RATE_HZ} Hz")
+        blocks = range(0, len(pieces), _BLOCK_FRAMES)
+        for i in blocks:
+            self._check_finite(_float32(pieces[i : i + _BLOCK_FRAMES]), i, source_hz)
+        if self.source_hz is None:
+            self.source_hz = source_hz
+            if source_hz != self.rate_hz:
+                self._resampler = soxr.ResampleStream(source_hz, self.rate_hz, 1, "float32", quality="HQ")
+        for i in blocks:
+            mono = _mono(_float32(pieces[i : i + _BLOCK_FRAMES]))
+            self._append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
+        self._frames += len(pieces)
+
+    def finish(self) -> None:
+        """No more samples will come: let the resampler give what it holds back."""
+        if self._resampler is not None and not self.finished:
+            self._append(self._resampler.resample_chunk(np.empty(0, np.float32), last=True))
+        self.finished = True
+
+    def view(self, start: int, stop: int) -> Float32:
+        """Samples [start, stop), which must neither be dropped nor still to come."""
+        assert self._kept <= start <= stop <= self.samples
+        return self._buffer[start - self._first : stop - self._first]
+
+    def drop(self, before: int) -> None:
+        """Samples before this index will not be asked for again."""
+        self._kept = max(self._kept, min(before, self.samples))
+        if len(self._buffer) > 4 * max(self.samples - self._kept, _BLOCK_FRAMES):
+            self._move(0)  # after a long piece, its memory
+
+    def _append(self, mono: Float32) -> None:
+        if self.samples - self._first + len(mono) > len(self._buffer):
+            self._move(len(mono))
+        at = self.samples - self._first
+        self._buffer[at : at + len(mono)] = mono
+        self.samples += len(mono)
+
+    def _move(self, more: int) -> None:
+        """Put what is wanted at the beginning of a new buffer, with room for as much again: so it is rarely moved."""
+        wanted = self._buffer[self._kept - self._first : self.samples - self._first]
+        self._buffer = np.empty(2 * (len(wanted) + more), np.float32)
+        self._buffer[: len(wanted)] = wanted
+        self._first = self._kept
+
+    def _check_finite(self, block: Float32, offset: int, source_hz: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if len(bad):
+            at = self._frames + offset + int(bad[0])
+            what = "NaN" if np.isnan(block[bad[0]]).any() else "infinite"
+            raise InputError(f"the sample at {at / source_hz:.3f} s (index {at}) is {what}: samples are in [-1, 1]")
+
+
+def _frames(samples: ArrayLike) -> NDArray[Any]:
+    """(n,) or (n, channels) -> (n, channels)."""
+    x = np.asarray(samples)
+    if not np.issubdtype(x.dtype, np.floating):
+        raise InputError(f"samples are floats in [-1, 1], not {x.dtype}: divide 16-bit integers by 32768")
+    if x.ndim == 1:
+        return x[:, None]
+    if x.ndim == 2 and 1 <= x.shape[1] <= MAX_CHANNELS:
+        return x
+    raise InputError(f"samples are (n,) or (n, channels) with at most {MAX_CHANNELS} channels, not {x.shape}")
+
+
+def _float32(block: NDArray[Any]) -> Float32:
+    with np.errstate(over="ignore"):  # becomes infinite, which is told of
+        return block.astype(np.float32, copy=False)
+
+
+def _mono(block: Float32) -> Float32:
+    """(n, channels) -> (n,): the mean, summed in one order whatever n is."""
+    total = block[:, 0].copy()
+    for channel in block.T[1:]:
+        total += channel
+    return total if block.shape[1] == 1 else total / np.float32(block.shape[1])

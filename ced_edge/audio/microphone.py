@@ -1,0 +1,62 @@
+"""The microphone, by way of PortAudio. One object owns it from opening to closing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ced_edge.audio.sources import PIECE_S, PieceQueue
+from ced_edge.errors import CedEdgeError, InputError
+
+
+class Microphone(PieceQueue):
+    """The default microphone or the one named, at its own rate and one channel."""
+
+    def __init__(self, device: str | None = None) -> None:
+        """Open it and begin. Raises InputError without the sounddevice package, PortAudio, or such a microphone."""
+        try:
+            import sounddevice
+        except ImportError as e:
+            raise InputError("the microphone needs sounddevice: pip install 'ced-edge[mic]'") from e
+        except OSError as e:  # the package is there, the C library is not
+            raise InputError(f"the microphone needs PortAudio ({e}): apt install libportaudio2") from e
+        super().__init__()
+        self._closing = False
+        self.overflows = 0
+        """Times that samples were lost before anybody read them."""
+        try:
+            name = int(device) if device and device.isdecimal() else device
+            rate_hz = int(sounddevice.query_devices(name, "input")["default_samplerate"])
+            self._rate_hz = rate_hz
+            self._stream = sounddevice.InputStream(
+                samplerate=rate_hz,
+                blocksize=round(PIECE_S * rate_hz),
+                device=name,
+                channels=1,
+                dtype="float32",
+                callback=self._arrived,
+                finished_callback=self._finished,
+            )
+            self._stream.start()
+        except (sounddevice.PortAudioError, ValueError) as e:
+            asked = f" {device!r}" if device else ""
+            raise InputError(
+                f"no microphone{asked} ({' '.join(str(e).split())}): `python -m sounddevice` lists them"
+            ) from e
+
+    def _arrived(self, samples: Any, frames: int, time: Any, status: Any) -> None:
+        self.overflows += bool(status.input_overflow)
+        if self.full:
+            self.overflows += 1
+        else:
+            self.put((np.array(samples, np.float32), self._rate_hz))  # PortAudio uses its buffer again
+
+    def _finished(self) -> None:
+        gone = CedEdgeError("the microphone has gone: plug it in and start again")
+        self.end(None if self._closing else gone)
+
+    def close(self) -> None:
+        """Stop, and give the device back."""
+        self._closing = True
+        self._stream.close()

@@ -1,0 +1,298 @@
+"""Checkpoints: find, read, check and write them. Weights describe themselves and load strictly.
+
+Read: our own safetensors (spec, labels hash and recipe inside), the published CED key style as .pt or .safetensors,
+the Hugging Face key style (`encoder.*`), from a file, a folder, or the Hugging Face hub by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from ced_edge import __version__
+from ced_edge.errors import InputError
+from ced_edge.files import atomic_path, read_json
+from ced_edge.labels import labels_hash
+from ced_edge.network.ced import CED
+from ced_edge.spec import N_CLASSES, SIZES, ModelSpec
+
+log = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "latest.safetensors")
+"""What holds the weights in a folder, in the order in which they are looked for."""
+
+_HUB_TIMEOUT_S = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Where a checkpoint's parts lie on this machine."""
+
+    weights: Path
+    config: Path | None = None
+    """The Hugging Face config.json beside the weights."""
+
+
+def save_model(path: Path, model: CED, metadata: Mapping[str, Any]) -> None:
+    """Write `model` as safetensors, atomically, with its spec, labels hash, version and git revision inside.
+
+    Values of `metadata` (recipe, ...) that are no strings are stored as JSON. Raises CedEdgeError on a full disk.
+    """
+    own = {
+        "format": "ced-edge",
+        "spec": model.spec.to_dict(),
+        "labels_hash": labels_hash(),
+        "version": __version__,
+        "git_revision": git_revision(),
+    }
+    text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in {**metadata, **own}.items()}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_path(path) as p:
+        # Not by safetensors' save_file: it hides the OSError of a full disk.
+        p.write_bytes(_sorted_metadata(save(tensors, text)))
+
+
+def _sorted_metadata(data: bytes) -> bytes:
+    """A safetensors file with its metadata in order, so that the same model is the same bytes: safetensors shuffles."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def read_metadata(source: str | Path) -> dict[str, Any]:
+    """What a safetensors checkpoint says of itself; JSON objects and lists are decoded. Empty for other files."""
+    path = find_checkpoint(source).weights
+    try:
+        if not _is_safetensors(path):
+            return {}
+        with safe_open(path, "pt") as f:
+            text: dict[str, str] = f.metadata() or {}
+        return {k: json.loads(v) if v[:1] in ("{", "[") else v for k, v in text.items()}
+    except Exception as e:
+        raise _unreadable(path, e) from e
+
+
+def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | None = None) -> CED:
+    """Load a CED in eval mode, on the CPU, in float32.
+
+    `source`: a .pt or .safetensors file, a run folder, a Hugging Face folder, or a hub name (mispeech/ced-tiny).
+    Without `spec` it is taken from the file's metadata, else from the shapes of the weights. No shape tells the
+    number of heads, so it is, in this order: `heads`; a published size's; `num_heads` of config.json; one per 64
+    channels; 3, as in the smallest published size. The last two are guesses and said aloud.
+
+    A time embedding of another length than the spec's is cut, or stretched, and said aloud. Raises InputError on
+    anything else that does not fit, naming the key and both shapes, and when the file is no CED checkpoint.
+    """
+    found = find_checkpoint(source)
+    state = normalise_keys(_read_tensors(found.weights), found.weights)
+    metadata = read_metadata(found.weights)
+    if metadata.get("labels_hash", labels_hash()) != labels_hash():
+        raise InputError(f"{found.weights} was made for another list of classes than the {N_CLASSES} of this program")
+    written = ModelSpec.from_dict(metadata["spec"]) if "spec" in metadata else None
+    spec = spec or written or infer_spec(state, found, heads)
+    if written and (written.heads, written.frontend) != (spec.heads, spec.frontend):
+        # No shape would show it.
+        raise InputError(
+            f"{found.weights} is a {written.name} of {written.heads} heads; asked for was a {spec.name} of "
+            f"{spec.heads} heads with the same front end"
+        )
+    model = CED(spec)
+    _fit_time_embedding(state, spec, found.weights)
+    _check(state, model.state_dict(), found.weights)
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def find_checkpoint(source: str | Path) -> Found:
+    """The files behind `source`; a hub name is downloaded (or taken from the hub's cache). Raises InputError."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        config = path.with_name("config.json")
+        return Found(path, config if config.is_file() else None)
+    if path.is_dir():
+        for name in WEIGHT_FILES:
+            if (path / name).is_file():
+                return find_checkpoint(path / name)
+        raise InputError(f"no checkpoint in the folder {path}: it holds none of {', '.join(WEIGHT_FILES)}")
+    is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(source)) is not None
+    if not is_hub_name or path.suffix in (".pt", ".pth", ".bin", ".safetensors") or path.parent.is_dir():
+        raise InputError(f"no such checkpoint: {source}")
+    return _download(str(source))
+
+
+def _download(name: str) -> Found:
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as e:
+        raise InputError(f"no such file: {name} (to fetch it from the hub: pip install huggingface_hub)") from e
+
+    found: dict[str, Path] = {}
+    offline: Exception | None = None
+    try:
+        # Asked once: `hf_hub_download` would try for half a minute, and log every time.
+        hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S)
+    except (EntryNotFoundError, HfHubHTTPError):
+        pass  # it answers
+    except Exception as e:  # its HTTP client's own
+        offline = e
+    for file in ("config.json", "model.safetensors", "pytorch_model.bin"):
+        if file == "pytorch_model.bin" and "model.safetensors" in found:
+            break
+        try:
+            found[file] = Path(hub.hf_hub_download(name, file, local_files_only=offline is not None))
+        except LocalEntryNotFoundError as e:  # no network and not in the cache; other files may be in it
+            offline = offline or e
+        except EntryNotFoundError:  # the repository has no such file
+            continue
+        except Exception as e:  # the hub's own errors, its HTTP client's and the disk's
+            raise InputError(
+                f"no file or folder {name}, and the Hugging Face hub did not give it: {_one_line(e)}"
+            ) from e
+    weights = found.get("model.safetensors", found.get("pytorch_model.bin"))
+    if weights is None and offline is not None:
+        reason = _one_line(offline)
+        raise InputError(f"no file or folder {name}, and the Hugging Face hub is out of reach: {reason}") from offline
+    if weights is None:
+        raise InputError(f"{name} on the Hugging Face hub has neither model.safetensors nor pytorch_model.bin")
+    return Found(weights, found.get("config.json"))
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as f:
+        return path.suffix == ".safetensors" or f.read(9)[8:] == b"{"
+
+
+def _one_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+
+
+def _unreadable(path: Path, e: Exception) -> InputError:
+    # torch's advice on pickles, to load them unsafely, is not passed on.
+    reason = "no state dict of tensors alone" if "weights_only" in str(e) else _one_line(e)
+    return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {reason}")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if _is_safetensors(path):
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch.load raises almost anything on a broken file
+        raise _unreadable(path, e) from e
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path} holds no state dict (tensors by name, alone or under the key 'model')")
+    return dict(state)
+
+
+def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Published or Hugging Face key style -> this program's keys, front-end buffers left out.
+
+    Raises InputError when there is no CED in it.
+    """
+    keys = {}
+    for key, tensor in state.items():
+        key = key.removeprefix("encoder.")
+        if not key.startswith("front_end."):
+            keys[re.sub(r"^init_bn\.(?!1\.)", "init_bn.1.", key)] = tensor
+    if "patch_embed.proj.weight" not in keys or "time_pos_embed" not in keys:
+        some = ", ".join(list(state)[:3]) or "nothing"
+        raise InputError(f"{path} is no CED checkpoint: it has no patch_embed.proj.weight, but {some} ...")
+    return keys
+
+
+def infer_spec(state: Mapping[str, Tensor], found: Found, heads: int | None = None) -> ModelSpec:
+    """The spec that the shapes tell; for the heads see `load_model`. Raises InputError when they tell none."""
+    width = state["patch_embed.proj.weight"].shape[0]
+    depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", k) for k in state) if m), default=-1)
+    hidden = state["blocks.0.mlp.fc1.weight"].shape[0] if "blocks.0.mlp.fc1.weight" in state else 0
+    if depth == 0 or hidden % width or state["time_pos_embed"].ndim != 4:
+        raise InputError(f"{found.weights} is no CED checkpoint: its blocks or its time embedding have odd shapes")
+    default = SIZES["tiny"]
+    grid_time = state["time_pos_embed"].shape[3]
+    return ModelSpec(
+        width=width,
+        heads=heads or _heads(width, found),
+        depth=depth,
+        mlp_ratio=hidden // width,
+        # 63 columns are published as 1012 frames; a part patch at the end is never used.
+        max_frames=default.max_frames if grid_time == default.grid_time else grid_time * default.patch,
+    )
+
+
+def _heads(width: int, found: Found) -> int:
+    for published in SIZES.values():
+        if published.width == width:
+            return published.heads
+    config = read_json(found.config) if found.config else {}
+    if isinstance(config, dict) and isinstance(config.get("num_heads"), int):
+        return int(config["num_heads"])
+    guess = width // 64 if width % 64 == 0 else SIZES["tiny"].heads
+    if width % guess:
+        raise InputError(
+            f"{found.weights}: how many heads a model {width} wide has is unknown; name them in config.json"
+        )
+    log.warning("%s: %d wide is no published size; taking it to have %d heads", found.weights, width, guess)
+    return guess
+
+
+def _fit_time_embedding(state: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
+    embedding = state["time_pos_embed"]  # (1, C, 1, T')
+    if embedding.ndim != 4 or embedding.shape[3] == spec.grid_time:
+        return
+    have, want = embedding.shape[3], spec.grid_time
+    if have > want:
+        state["time_pos_embed"] = embedding[..., :want].clone()
+        how = "cut to the first"
+    else:
+        state["time_pos_embed"] = F.interpolate(embedding.float(), size=(1, want), mode="bilinear", align_corners=False)
+        how = "stretched to"
+    log.warning("%s: the time embedding has %d columns, %s %d of this model", path, have, how, want)
+
+
+def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    if missing := sorted(expected.keys() - state.keys()):
+        raise InputError(f"{path}: no {missing[0]}" + (f" nor {len(missing) - 1} more keys" if missing[1:] else ""))
+    if unknown := sorted(state.keys() - expected.keys()):
+        raise InputError(f"{path}: unknown key {unknown[0]}" + (f" and {len(unknown) - 1} more" if unknown[1:] else ""))
+    for key, tensor in state.items():
+        have, want = tuple(tensor.shape), tuple(expected[key].shape)
+        if have != want:
+            raise InputError(f"{path}: {key} has the shape {have}, this model's is {want}")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {key} holds NaN or infinity: the checkpoint is broken")
+
+
+@functools.lru_cache(maxsize=1)
+def git_revision() -> str:
+    """The commit this program runs from, `+` behind it when files differ; `unknown` outside its own repository."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An environment inside somebody else's repository must not report theirs.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return "unknown"
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,102 @@
+"""How fast a bundle is on this machine, how long it takes to load, and how much memory it needs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ced_edge.arrays import Float64
+from ced_edge.proof.targets import Target, window
+from ced_edge.proof.worker import Worker
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model file on one runtime, one full window a call, from the waveform to the probabilities."""
+
+    file: str
+    """Path of the model file."""
+    kind: str
+    runtime: str
+    """With its version."""
+    threads: int
+    median_ms: float
+    p95_ms: float
+    spread: float
+    """(slowest - fastest) / median, of the rounds' medians: below it, a difference tells nothing."""
+    real_time_factor: float
+    """Time it takes per time it hears: below 1 it keeps up."""
+    load_ms: float
+    """Reading, checking and loading, the runtime's import included."""
+    cold_ms: float
+    """From the start of a process to its first tags."""
+    peak_mb: float | None
+    """Most memory of such a process, Python included, in 1e6 bytes."""
+    size_mb: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dict for JSON."""
+        return asdict(self)
+
+
+def time_rounds(workers: Sequence[Worker], rounds: int, repeats: int) -> Float64:
+    """Seconds of every call: (workers, rounds, repeats).
+
+    Each round visits every worker, so that what else the machine does hits all of them alike.
+    """
+    waves = [window(worker.target.bundle) for worker in workers]
+    seconds = [[w.seconds(x, repeats) for w, x in zip(workers, waves, strict=True)] for _ in range(rounds)]
+    return np.array(seconds, np.float64).transpose(1, 0, 2)
+
+
+def spread(seconds: Float64) -> float:
+    """Seconds (rounds, repeats) -> (slowest - fastest) / median, of the rounds' medians."""
+    medians = np.median(seconds, axis=1)
+    return float((medians.max() - medians.min()) / np.median(medians))
+
+
+def cold_ms(target: Target, threads: int) -> float:
+    """From the start of a process to its first tags."""
+    wave = window(target.bundle)
+    with Worker(target, threads) as worker:
+        worker.predict(wave)
+        return 1e3 * (time.perf_counter() - worker.started)
+
+
+def bench(
+    targets: Sequence[Target], threads: Sequence[int] = (1,), rounds: int = 5, repeats: int = 10, cold: int = 3
+) -> list[Timing]:
+    """Time every target with every number of threads, interleaved; `cold` processes are started for each."""
+    found: list[Timing] = []
+    for n in threads:
+        colds = np.array([[cold_ms(target, n) for target in targets] for _ in range(cold)])
+        with contextlib.ExitStack() as stack:
+            workers = [stack.enter_context(Worker(target, n)) for target in targets]
+            times = time_rounds(workers, rounds, repeats)
+            for worker, seconds, first in zip(workers, times, colds.T, strict=True):
+                found.append(_timing(worker, n, seconds, float(np.median(first))))
+    return found
+
+
+def _timing(worker: Worker, threads: int, seconds: Float64, cold: float) -> Timing:
+    bundle, file = worker.target.bundle, worker.target.file
+    median_s = float(np.median(seconds))
+    return Timing(
+        file=str(bundle.path(file)),
+        kind=file.kind,
+        runtime=worker.runtime,
+        threads=threads,
+        median_ms=1e3 * median_s,
+        p95_ms=1e3 * float(np.percentile(seconds, 95)),
+        spread=spread(seconds),
+        real_time_factor=median_s / bundle.window_s,
+        load_ms=1e3 * worker.load_s,
+        cold_ms=cold,
+        peak_mb=worker.peak_mb(),
+        size_mb=file.bytes / 1e6,
+    )

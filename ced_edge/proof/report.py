@@ -1,0 +1,226 @@
+"""Results of `ced-edge check` and `ced-edge bench` for people: aligned tables, and one HTML file with plots."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ced_edge.figures import new_figure, require_matplotlib, svg
+from ced_edge.files import atomic_path
+from ced_edge.labels import labels
+from ced_edge.machine import cpu_name
+from ced_edge.proof.bench import Timing
+from ced_edge.proof.check import Result
+from ced_edge.proof.profile import Profile
+from ced_edge.proof.reference import Reference
+
+# Figures are matplotlib's, which the device install lacks: they are typed Any.
+
+MAX_CLASSES = 25
+"""Most classes that are drawn, those with the largest drops first."""
+
+CHECK_HEAD = (
+    "file", "runtime", "mAP", "drop", "vs fp32", "class drop", "max error", "mean error", "noise", "top-1",
+    "ms", "MB", "peak MB", "verdict",
+)  # fmt: skip
+BENCH_HEAD = ("file", "runtime", "threads", "ms", "p95", "spread", "RTF", "load ms", "cold ms", "peak MB", "MB")
+OP_HEAD = ("op", "share", "ms", "calls")
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
+td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+td:first-child, th:first-child, td:nth-child(2), th:nth-child(2), .words td, .words th { text-align: left }
+.words td { white-space: normal }
+.broken { color: #b00020; font-weight: 600 }
+svg { max-width: 100%; height: auto }
+"""
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned with spaces, the first two to the left and the others to the right."""
+    cells = [list(head), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = [
+        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def names(files: Sequence[str]) -> list[str]:
+    """File names, with their folder where files of several bundles are there."""
+    paths = [Path(f).absolute() for f in files]
+    shared = os.path.commonpath([p.parent for p in paths]) if paths else ""
+    return [str(p.relative_to(shared)) for p in paths]
+
+
+def check_rows(results: Sequence[Result]) -> list[list[str]]:
+    """A row under CHECK_HEAD for each result."""
+    return [
+        [
+            name,
+            r.runtime,
+            f"{r.mean_ap:.4f}",
+            f"{r.reference.drop:+.4f}",
+            "" if r.fp32 is None else f"{r.fp32.drop:+.4f}",
+            f"{r.reference.class_drop:+.3f}",
+            *_errors(r),
+            f"{r.latency_ms:.1f}",
+            f"{r.size_mb:.2f}",
+            "" if r.memory_mb is None else f"{r.memory_mb:.0f}",
+            "BROKEN" if r.broken else "ok",
+        ]
+        for name, r in zip(names([r.file for r in results]), results, strict=True)
+    ]
+
+
+def _errors(r: Result) -> list[str]:
+    c = r.fp32 or r.reference
+    if not c.clips:
+        return [""] * 4
+    return [f"{c.max_error:.1e}", f"{c.mean_error:.1e}", f"{c.noise:.3f}", f"{c.top1:.3f}"]
+
+
+def bench_rows(timings: Sequence[Timing]) -> list[list[str]]:
+    """A row under BENCH_HEAD for each timing."""
+    return [
+        [
+            name,
+            t.runtime,
+            str(t.threads),
+            f"{t.median_ms:.2f}",
+            f"{t.p95_ms:.2f}",
+            f"{t.spread:.0%}",
+            f"{t.real_time_factor:.4f}",
+            f"{t.load_ms:.0f}",
+            f"{t.cold_ms:.0f}",
+            "" if t.peak_mb is None else f"{t.peak_mb:.0f}",
+            f"{t.size_mb:.2f}",
+        ]
+        for name, t in zip(names([t.file for t in timings]), timings, strict=True)
+    ]
+
+
+def op_rows(found: Profile) -> list[list[str]]:
+    """A row under OP_HEAD for each type of operator."""
+    return [[t.op, f"{t.share:.1%}", f"{t.ms:.3f}", f"{t.calls:g}"] for t in found.ops]
+
+
+def profile_notes(found: Profile) -> list[str]:
+    """How far the operators explain the whole, how they were timed, and what was not."""
+    lines = [f"sum of operators {found.ops_ms:.2f} ms, whole model {found.whole_ms:.2f} ms", found.method]
+    if found.left_out:
+        lines.append(f"not timed: {', '.join(f'{n} {op}' for op, n in found.left_out.items())}")
+    return lines
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What the table has no room for: worst classes, clips heard otherwise, streams, and bounds that do not hold."""
+    found: list[str] = []
+    for name, r in zip(names([r.file for r in results]), results, strict=True):
+        worst = [f"{label} {drop:+.3f}" for label, drop in r.reference.worst(3) if drop > 0]
+        found.append(f"{name} on {r.runtime}: " + (f"lost most: {', '.join(worst)}" if worst else "no class lost"))
+        if r.alike < r.clips:
+            found.append(
+                f"{name} on {r.runtime}: {r.clips - r.alike} of {r.clips} clips were cut or filled differently "
+                "from the reference; "
+                + ("they are held to the fp32 file that heard the same" if r.fp32 else "only their mAP is held to it")
+            )
+        if r.stream_difference is not None:
+            equal = "exactly as heard whole" if r.stream_difference == 0 else f"differs by {r.stream_difference:.2g}"
+            found.append(f"{name} on {r.runtime}: in a stream {equal}")
+        found += [f"{name} on {r.runtime}: BROKEN: {what}" for what in r.broken]
+    return found
+
+
+def accuracy_plot(results: Sequence[Result], reference: Reference) -> Any:
+    """Draw mAP against latency, a point for each result, and the reference's mAP as a line."""
+    figure = new_figure(8.0, 4.5)
+    axes = figure.add_subplot()
+    mean_ap = reference.metrics["mean_ap"]
+    axes.axhline(float(mean_ap or 0.0), color="0.5", linestyle="--", linewidth=1, label=f"reference, {mean_ap:.4f}")
+    for i, (name, r) in enumerate(zip(names([r.file for r in results]), results, strict=True)):
+        label = f"{name}, {r.runtime}: {r.mean_ap:.4f}, {r.latency_ms:.1f} ms"
+        colour = f"C{i % 10}"
+        axes.scatter(
+            r.latency_ms,
+            r.mean_ap,
+            s=60,
+            marker=_marker(r),
+            color=colour,
+            facecolor="none" if r.broken else colour,
+            label=label,
+        )
+    axes.set(xlabel="latency of a full window in ms (median)", ylabel="mAP", title="Accuracy against latency")
+    axes.margins(y=0.2)
+    axes.set_xlim(0.0, 1.1 * max(r.latency_ms for r in results))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0, frameon=False)
+    return figure
+
+
+def class_plot(results: Sequence[Result]) -> Any:
+    """Draw the classes that lost most in any of the results: a line per class, a point per result."""
+    drops = np.stack([r.reference.class_drops for r in results])  # (R, C)
+    present = np.flatnonzero(~np.isnan(drops).any(axis=0))
+    worst = present[np.argsort(drops[:, present].max(axis=0), kind="stable")][-MAX_CLASSES:]
+    figure = new_figure(8.0, 2.0 + 0.25 * len(worst) + 0.2 * len(results))
+    axes = figure.add_subplot()
+    y = np.arange(len(worst))
+    axes.axvline(0.0, color="0.5", linewidth=1)
+    axes.hlines(y, drops[:, worst].min(axis=0), drops[:, worst].max(axis=0), color="0.8", zorder=1)
+    for i, (name, r) in enumerate(zip(names([r.file for r in results]), results, strict=True)):
+        axes.scatter(drops[i, worst], y, s=25, marker=_marker(r), color=f"C{i % 10}", label=f"{name}, {r.runtime}")
+    axes.set_yticks(y, [labels()[i].name for i in worst], fontsize=8)
+    axes.set(xlabel="average precision lost against the reference", title="Drops per class")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), borderaxespad=0, frameon=False)
+    return figure
+
+
+def _marker(r: Result) -> str:
+    return {"fp32": "s", "int8": "o"}.get(r.kind, "^")
+
+
+def write_html(path: Path, results: Sequence[Result], reference: Reference) -> None:
+    """Write one self-contained file: no scripts, nothing from the net. Raises InputError without matplotlib."""
+    require_matplotlib("--report")
+    held = all(not r.broken for r in results)
+    verdict = "All bounds hold." if held else '<span class="broken">Bounds are broken.</span>'
+    facts = [
+        ("Reference", f"mAP {reference.metrics['mean_ap']:.4f} over {reference.metrics['classes_present']} classes, "
+                      f"{len(reference.ids)} clips, {reference.dtype} on {reference.device}"),
+        ("Weights (sha256)", reference.weights_hash),
+        ("Data (sha256)", reference.data_hash),
+        ("This machine", cpu_name()),
+    ]  # fmt: skip
+    body = [
+        f"<h1>ced-edge check</h1><p>{verdict}</p>",
+        _html_table((), facts, "words"),
+        _html_table(CHECK_HEAD, check_rows(results)),
+        _html_table((), [(note,) for note in notes(results)], "words"),
+        svg(accuracy_plot(results, reference), "accuracy"),
+        svg(class_plot(results), "classes"),
+    ]
+    head = f'<meta charset="utf-8"><title>ced-edge check</title><style>{STYLE}</style>'
+    with atomic_path(path) as p:
+        text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{chr(10).join(body)}\n</body></html>\n'
+        p.write_text(text, encoding="utf-8")
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
+    def line(tag: str, cells: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}{_alarm(c)}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+    lines = [line("th", head)] if head else []
+    return f'<table class="{style}">' + "\n".join([*lines, *(line("td", row) for row in rows)]) + "</table>"
+
+
+def _alarm(cell: str) -> str:
+    return ' class="broken"' if "BROKEN" in cell else ""

@@ -1,0 +1,199 @@
+"""One model file in a process of its own: so its memory is its own, a crash is one line, and a cold start is cold."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ced_edge.arrays import Float32
+from ced_edge.errors import CedEdgeError
+from ced_edge.proof.targets import Target
+from ced_edge.runtime import backends
+from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_stream
+from ced_edge.windows import chunks, times_s
+
+if TYPE_CHECKING:
+    from ced_edge.proof.profile import Profile
+
+
+STREAM_WINDOW_S = 2.0
+"""What `stream_difference` hears at once, at most, every half of it: as `ced-edge listen` does."""
+
+
+class Worker:
+    """A child process that has loaded one model file. A context manager; it dies with its parent.
+
+    `load_s` is what loading took, `runtime` names the runtime with its version, and `fixed` says that the file takes
+    windows of one length alone.
+    Every method raises what the child raised, and CedEdgeError naming the file when the child is dead.
+    """
+
+    def __init__(self, target: Target, threads: int = 1) -> None:
+        self.target = target
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        root = str(Path(__file__).resolve().parents[2])  # in place of the current folder, which may hold anything
+        code = f"import sys; sys.path[0] = {root!r}; from ced_edge.proof.worker import serve; serve()"
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
+        )
+        try:
+            folder, name = str(target.bundle.folder.resolve()), target.file.name
+            self.load_s, self.runtime, self.fixed = self._ask("load", folder, name, target.runtime, threads)
+        except BaseException:
+            self.close()
+            raise
+
+    def predict(self, wave: Float32, filled: bool = False) -> Float32:
+        """Samples (n,) at the model's rate, any length -> probabilities (n_classes,).
+
+        With `filled` it hears short windows as a file of `fixed` length does: repeated.
+        """
+        return np.asarray(self._ask("predict", wave, filled), np.float32)
+
+    def stream_difference(self, wave: Float32, pieces: Sequence[int]) -> float:
+        """Largest difference between overlapping windows of `wave` in a stream of such pieces and each on its own."""
+        return float(self._ask("stream_difference", wave, list(pieces)))
+
+    def seconds(self, wave: Float32, repeats: int) -> list[float]:
+        """What each of `repeats` calls took, after one that is not counted."""
+        return list(self._ask("seconds", wave, repeats))
+
+    def profile(self, repeats: int = 20) -> Profile:
+        """Time per type of operator, see `ced_edge.proof.profile.profile`. Raises NotInstalled."""
+        found: Profile = self._ask("profile", repeats)
+        return found
+
+    def peak_mb(self) -> float | None:
+        """Most memory the process has ever had, Python and all, in 1e6 bytes; None where the system cannot tell."""
+        peak = self._ask("peak_mb")
+        return None if peak is None else float(peak)
+
+    def _ask(self, method: str, *args: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump((method, args), self._process.stdin)
+            self._process.stdin.flush()
+            answer = pickle.load(self._process.stdout)  # from our own child alone
+        except (OSError, EOFError, pickle.UnpicklingError) as e:
+            code = self._process.wait()
+            self._log.seek(0)
+            last = self._log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            raise CedEdgeError(f"{self.target.name} died (exit code {code}): {last[0]}") from e
+        if isinstance(answer, CedEdgeError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        self._process.kill()
+        self._process.wait()
+        self._log.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Served:
+    """What the child does when asked."""
+
+    tagger: Tagger
+    target: Target
+    threads: int
+
+    def load(self, folder: str, file: str, runtime: str, threads: int) -> tuple[float, str, bool]:
+        began = time.perf_counter()
+        # This process runs one file on one runtime; another one that is installed must not step in.
+        backends.TFLITE_RUNTIMES = tuple(r for r in backends.TFLITE_RUNTIMES if r[1] == runtime)
+        self.tagger = Tagger(folder, file=file, threads=threads)
+        seconds, backend = time.perf_counter() - began, self.tagger.backend
+        self.target, self.threads = Target(self.tagger.bundle, self.tagger.file, runtime), threads
+        name = backend.runtime
+        for package in (runtime, f"{runtime}-cpu"):  # as TensorFlow's smaller build is called
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                name = f"{runtime} {importlib.metadata.version(package)}"
+        return seconds, name, backend.inputs[0].shape[-1] > 0
+
+    def predict(self, wave: Float32, filled: bool) -> Float32:
+        if not filled:
+            return self.tagger.predict(wave)
+        window = self.tagger.bundle.window_samples
+        spans = chunks(len(wave), window)
+        heard = [self.tagger.hear(np.resize(wave[start:stop], window)) for start, stop in spans]
+        rate_hz = self.tagger.rate_hz
+        return mean_probs([Tags(*times_s(span, rate_hz), probs) for span, probs in zip(spans, heard, strict=True)])
+
+    def stream_difference(self, wave: Float32, pieces: list[int]) -> float:
+        window_s = min(STREAM_WINDOW_S, self.tagger.bundle.window_s)
+        stream = StreamingTagger(self.tagger, window_s, window_s / 2)
+        cut = [(piece, None) for piece in np.split(wave, np.cumsum(pieces)) if len(piece)]
+        heard = list(tag_stream(stream, cut))
+        spans = chunks(len(wave), stream.window, stream.hop)
+        if [(t.start_s, t.end_s) for t in heard] != [times_s(span, self.tagger.rate_hz) for span in spans]:
+            return float("inf")
+        alone = [self.tagger.hear(wave[start:stop]) for start, stop in spans]
+        return max(float(np.abs(t.probs - probs).max()) for t, probs in zip(heard, alone, strict=True))
+
+    def seconds(self, wave: Float32, repeats: int) -> list[float]:
+        self.tagger.predict(wave)
+        marks = [time.perf_counter()]
+        for _ in range(repeats):
+            self.tagger.predict(wave)
+            marks.append(time.perf_counter())
+        return np.diff(marks).tolist()
+
+    def profile(self, repeats: int) -> Profile:
+        from ced_edge.proof.profile import profile  # which stands on this module
+
+        return profile(self.target, repeats, self.threads)
+
+    def peak_mb(self) -> float | None:
+        # Not ru_maxrss on Linux: what the parent held when it forked counts in it.
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024 / 1e6
+        with contextlib.suppress(ImportError):
+            import resource
+
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+        return None
+
+
+def serve() -> None:
+    """Answer pickled (method, arguments) from stdin until it ends: the child's whole life."""
+    served, asked = _Served(), sys.stdin.buffer
+    # What a runtime prints must not land among the answers.
+    with os.fdopen(os.dup(1), "wb") as answers:
+        os.dup2(2, 1)
+        while True:
+            try:
+                method, args = pickle.load(asked)
+            except EOFError:
+                return
+            try:
+                answer = getattr(served, method)(*args)
+            except CedEdgeError as e:
+                answer = e
+            pickle.dump(answer, answers)
+            answers.flush()

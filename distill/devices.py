@@ -1,0 +1,59 @@
+"""Torch devices by name. torch is imported only when a device is asked for."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from ced_edge.errors import InputError
+from ced_edge.machine import cpu_name
+
+
+def local_device(device: str) -> str:
+    """`cuda` as this rank's own GPU under torchrun; any other device as it is."""
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name (cpu, cuda, cuda:1, mps). Raises InputError when this machine has none such."""
+    try:
+        device = torch.device(name)
+        known = device.type in ("cpu", "cuda", "mps", "xpu")
+    except RuntimeError:
+        known = False
+    if not known:
+        raise InputError(f"unknown device {name!r}: choose cpu or cuda")
+    try:
+        torch.empty(1, device=device)
+    except Exception as e:  # each backend raises its own
+        raise InputError(f"device {name} asked for, but torch finds none such here: use --device cpu") from e
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The hardware's own name, as far as the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return cpu_name()
+    return device.type
+
+
+def teacher_device(name: str) -> torch.device:
+    """The torch device of that name. Raises InputError when this machine has none such."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise InputError(f"unknown device {name!r}: choose cpu or cuda") from e
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda asked for, but torch finds no GPU here: use --device cpu")
+    return device
+
+
+def has_fast_bf16(kind: str) -> bool:
+    """Whether the hardware multiplies in bfloat16: Ampere and later, AVX-512 BF16, AMX."""
+    if kind == "cuda":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return kind == "cpu" and any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)

@@ -1,0 +1,83 @@
+"""Teachers, their ensemble and a student on the same clips, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ced_edge.audio.clips import Clip
+from ced_edge.errors import InputError
+from ced_edge.network.checkpoint import load_model
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_tagger
+from distill.progress import stage
+from distill.teachers import TeacherSpec, load_teachers
+from distill.teachers.ensemble import Ensemble
+
+_LAST = {"ensemble": 1, "student": 2}
+"""Rows of the table below the teachers'."""
+
+
+def check_names(specs: Sequence[TeacherSpec]) -> None:
+    """Raise InputError when a teacher is named like another row."""
+    if taken := {spec.name for spec in specs} & _LAST.keys():
+        raise InputError(f"a teacher cannot be named {taken.pop()}: write --teacher other-name=path")
+
+
+def evaluate_teachers(
+    specs: Sequence[TeacherSpec], clips: Sequence[Clip], rate_hz: int, device: str = "cpu", batch_size: int = 32
+) -> dict[str, Evaluation]:
+    """Each teacher by itself, then the ensemble of all; they hear the audio at `rate_hz`."""
+    check_names(specs)
+    teachers = load_teachers(specs, device)
+    ensembles = {t.name: Ensemble([t], rate_hz) for t in teachers} | {"ensemble": Ensemble(teachers, rate_hz)}
+    found = {}
+    for name, ensemble in ensembles.items():
+        with stage(f"evaluate {name}", len(clips)) as progress:
+            found[name] = evaluate_tagger(ensemble, clips, rate_hz, device, batch_size, progress)
+    return found
+
+
+def evaluate_student(
+    weights: str | Path, clips: Sequence[Clip], device: str = "cpu", dtype: str = "fp32", batch_size: int = 32
+) -> Evaluation:
+    """A student from its checkpoint."""
+    model = load_model(weights)
+    with stage("evaluate student", len(clips)) as progress:
+        return evaluate(model, clips, device, dtype, batch_size, progress)
+
+
+def show_models(models: dict[str, dict[str, Any]], out: Console) -> None:
+    """Print a row per model; top-1 only where the clips have groups."""
+    rows = sorted(models.items(), key=lambda item: _LAST.get(item[0], 0))
+    groups = any(m["top1_by_group"] is not None for m in models.values())
+    table = Table("model", "mAP", *(["top-1 by group"] if groups else []), "clips")
+    for name, m in rows:
+        table.add_row(name, *(_figure(m[k]) for k in ("mean_ap", *["top1_by_group"] * groups)), str(m["clips"]))
+    out.print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def show(summary: dict[str, Any], run: Path) -> None:
+    """Print the summary of a run on stdout."""
+    out = Console(highlight=False, markup=False, width=100)
+    if summary["note"]:
+        out.print(summary["note"])
+    if summary["models"]:
+        show_models(summary["models"], out)
+        ensemble, student = (summary["models"][name]["mean_ap"] for name in ("ensemble", "student"))
+        if ensemble:
+            out.print(f"the student ({summary['size']}) reaches {student / ensemble:.1%} of the ensemble's mAP")
+    seconds = [(stage, summary["stage_seconds"].get(stage)) for stage in ("pack", "teach", "train", "evaluate")]
+    out.print(
+        f"{summary['hours']:.2f} hours of audio in {summary['clips']} clips ({summary['rejected']} files rejected), "
+        f"{summary['views']} views at {summary['bytes_per_view']:.1f} bytes"
+    )
+    out.print("wall time: " + ", ".join(f"{stage} {s:.0f} s" for stage, s in seconds if s is not None))
+    out.print(f"weights, reference, evaluation and plots: {run}")

@@ -1,0 +1,237 @@
+"""Packing: any clips -> WebDataset tar shards of 16-bit mono FLAC with an index.
+
+A pack is a folder of `shard-000000.tar` (members KEY.flac and KEY.json), `shard-000000.csv` (one row per
+clip), `rejected.csv` (what was left out, and why) and `index.json`, written last. The bytes depend on the
+clips and the config alone: not on the number of workers, and not on how often the run was killed.
+"""
+
+from __future__ import annotations
+
+import collections
+import csv
+import hashlib
+import io
+import itertools
+import json
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ced_edge.audio.clips import Clip
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import atomic_path, folder_lock, read_json, sha256_file, sha256_json, write_json
+from distill.packing.pieces import Encoded, PackConfig, Piece, cut, encode, probe
+from distill.packing.shards import FORMAT, INDEX_NAME, Pack
+from distill.processes import Pool, in_order, pool_of
+
+__all__ = ["PackConfig", "Progress", "pack"]
+
+REJECTED_NAME = "rejected.csv"
+_WORK_NAME = ".work"  # what a run that is not finished needs to go on; gone when index.json is there
+_SHARD_FIELDS = ("key", "id", "rate_hz", "samples", "labels", "group", "sha256")
+_REJECT_FIELDS = ("id", "path", "reason")
+_CHUNK = 16  # clips per message to a worker
+
+_Reject = tuple[str, str, str]
+"""Id, path and reason."""
+
+Progress = Callable[[int], None]
+
+
+def pack(clips: Sequence[Clip], out: Path, config: PackConfig, progress: Progress | None = None) -> Pack:
+    """Pack `clips` into the folder `out`, going on where a killed run stopped.
+
+    Unusable clips are listed in `rejected.csv` and counted on stderr. `progress` is called with the number of
+    clips done since its last call; they add up to `len(clips)`. Raises InputError when `out` is of other clips
+    or another config or in use, when ids repeat or nothing is usable; CedEdgeError when the disk is full, and
+    with `strict` when any clip was rejected.
+    """
+    identity = {"format": FORMAT, "config": config.identity(), "manifest": _manifest_hash(clips)}
+    report = progress or (lambda _: None)
+    _check_ids([clip.id for clip in clips])
+    with folder_lock(out):
+        finished = _is_finished(out, identity)
+        if finished:
+            report(len(clips))
+        else:
+            with pool_of(config.workers) as pool:
+                pieces, rejects = _plan(clips, config, pool, report)
+                give_up = config.strict and bool(rejects)
+                shards = [] if give_up else _write_shards(pieces, out, config, pool, report, rejects)
+            _write_rejects(out / REJECTED_NAME, sorted(rejects))
+        _tell_rejects(out, config.strict)
+        if not finished:
+            _write_index(out, identity, shards, len(rejects))
+        shutil.rmtree(out / _WORK_NAME, ignore_errors=True)
+        return Pack.open(out)
+
+
+def _manifest_hash(clips: Sequence[Clip]) -> str:
+    """Of what the clips are called and hold, not of where they lie."""
+    return sha256_json([[c.id, c.labels, c.group, c.start_s, c.stop_s] for c in sorted(clips, key=lambda c: c.id)])
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    if not ids:
+        raise InputError("no clips to pack: the manifest is empty")
+    twice = [name for name, n in collections.Counter(ids).items() if n > 1]
+    if twice:
+        raise InputError(f"{len(twice)} clips share a name, the first is {twice[0]!r}: names must differ")
+
+
+def _is_finished(out: Path, identity: dict[str, Any]) -> bool:
+    """Whether `out` holds the whole pack; a new folder is marked as this pack's. Raises InputError for another's."""
+    started = out / _WORK_NAME / "pack.json"
+    finished = (out / INDEX_NAME).exists()
+    if not finished and not started.exists():
+        if any(out.glob("shard-*")):
+            raise InputError(f"{out} has shards of unknown origin: choose another folder, or delete them")
+        write_json(started, identity)
+    found = read_json(out / INDEX_NAME if finished else started)
+    for key, what in (("format", "another format"), ("config", "another config"), ("manifest", "other clips")):
+        if found.get(key) != identity[key]:
+            what += _differences(found.get(key), identity[key])
+            raise InputError(f"{out} is a pack of {what}: choose another folder, or delete it")
+    for left_over in (*out.glob(".*.tmp"), *started.parent.glob(".*.tmp")):  # of a killed run
+        left_over.unlink()
+    return finished
+
+
+def _differences(found: Any, asked: Any) -> str:
+    if not (isinstance(found, dict) and isinstance(asked, dict)):
+        return ""
+    names = sorted(k for k in found.keys() | asked.keys() if found.get(k) != asked.get(k))
+    return " (" + "; ".join(f"{k} {found.get(k)}, not {asked.get(k)}" for k in names) + ")"
+
+
+def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progress) -> tuple[list[Piece], list[_Reject]]:
+    """Cut the clips into pieces, in the order they are packed in; and those whose header cannot be read."""
+    pieces: list[Piece] = []
+    rejects: list[_Reject] = []
+    chunks = (clips[i : i + _CHUNK] for i in range(0, len(clips), _CHUNK))
+    lengths = itertools.chain.from_iterable(in_order(pool, probe, chunks, 8 * config.workers))
+    for clip, length in zip(clips, lengths, strict=True):
+        if isinstance(length, str):
+            rejects.append((clip.id, str(clip.path), length))
+            report(1)
+        else:
+            pieces += cut(clip, length, config)
+    _check_ids([p.id for p in pieces] or [""])
+    # By hash rather than by a random generator: the same on every machine and Python, in any order of the manifest.
+    pieces.sort(key=lambda p: hashlib.sha256(f"{config.seed}:{p.id}".encode()).digest())
+    return pieces, rejects
+
+
+def _write_shards(
+    pieces: Sequence[Piece], out: Path, config: PackConfig, pool: Pool, report: Progress, rejects: list[_Reject]
+) -> list[str]:
+    """Write the shards that are not there yet, add to `rejects`, and return the names of all without suffix."""
+    size = config.clips_per_shard
+    units = {f"shard-{i // size:06d}": pieces[i : i + size] for i in range(0, len(pieces), size)}
+    todo = {name: unit for name, unit in units.items() if not _is_written(out, name, unit)}
+    report(sum(p.counts for name, unit in units.items() if name not in todo for p in unit))
+    jobs = ((unit[i : i + _CHUNK], config) for unit in todo.values() for i in range(0, len(unit), _CHUNK))
+    encoded = itertools.chain.from_iterable(in_order(pool, encode, jobs, 4 * config.workers))
+    for name, unit in todo.items():
+        _write_shard(out, name, _counted(zip(unit, encoded, strict=False), report), config.rate_hz)
+    for name in units:
+        rejects += [(r["id"], r["path"], r["reason"]) for r in _read_table(_rejects_path(out, name))]
+    return [name for name in units if (out / f"{name}.csv").exists()]
+
+
+def _is_written(out: Path, name: str, unit: Sequence[Piece]) -> bool:
+    """Whether a shard is finished. Raises InputError when it is not made of these pieces."""
+    tables = [path for path in (out / f"{name}.csv", _rejects_path(out, name)) if path.exists()]
+    found = sorted(row["id"] for path in tables for row in _read_table(path))
+    if found == sorted(p.id for p in unit):
+        return True
+    if (out / f"{name}.csv").exists():
+        raise InputError(f"{out} was begun when the audio files had other lengths: choose another folder, or delete it")
+    return False
+
+
+def _counted(pairs: Iterable[tuple[Piece, Encoded]], report: Progress) -> Iterator[tuple[Piece, Encoded]]:
+    for piece, encoded in pairs:
+        yield piece, encoded
+        report(int(piece.counts))
+
+
+def _write_shard(out: Path, name: str, pairs: Iterable[tuple[Piece, Encoded]], rate_hz: int) -> None:
+    """The tar, then its rejects, then its table: a shard with a table is finished."""
+    number = name.removeprefix("shard-")
+    rows: list[tuple[Any, ...]] = []
+    rejects: list[_Reject] = []
+    tar_path = out / f"{name}.tar"
+    with atomic_path(tar_path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for piece, encoded in pairs:
+            if encoded.reason is not None:
+                rejects.append((piece.id, str(piece.clip.path), encoded.reason))
+                continue
+            key, clip = f"{number}-{len(rows):06d}", piece.clip
+            fields = {"id": piece.id, "labels": clip.labels, "group": clip.group, "samples": encoded.samples}
+            _add(tar, f"{key}.flac", encoded.flac)
+            _add(tar, f"{key}.json", json.dumps(fields).encode())
+            tags = ";".join(map(str, clip.labels or ()))
+            digest = hashlib.sha256(encoded.flac).hexdigest()
+            rows.append((key, piece.id, rate_hz, encoded.samples, tags, clip.group or "", digest))
+    if not rows:
+        tar_path.unlink()
+    _write_rejects(_rejects_path(out, name), rejects)
+    if rows:
+        _write_table(out / f"{name}.csv", _SHARD_FIELDS, rows)
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """A member without anything of this machine or moment."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime, info.mode = len(data), 0, 0o644
+    tar.addfile(info, io.BytesIO(data))
+
+
+def _write_index(out: Path, identity: dict[str, Any], names: Sequence[str], rejected: int) -> None:
+    if not names:
+        raise InputError(f"none of the clips can be used: see {out / REJECTED_NAME}")
+    rate_hz = identity["config"]["rate_hz"]
+    shards = []
+    for name in names:
+        samples = [int(row["samples"]) for row in _read_table(out / f"{name}.csv")]
+        hashes = {"sha256": sha256_file(out / f"{name}.tar"), "csv_sha256": sha256_file(out / f"{name}.csv")}
+        shards.append({"name": f"{name}.tar", "clips": len(samples), "seconds": sum(samples) / rate_hz, **hashes})
+    totals = {"clips": sum(s["clips"] for s in shards), "seconds": sum(s["seconds"] for s in shards)}
+    write_json(out / INDEX_NAME, {**identity, **totals, "rate_hz": rate_hz, "shards": shards, "rejected": rejected})
+
+
+def _tell_rejects(out: Path, strict: bool) -> None:
+    """Say how many were rejected, and why. Raises CedEdgeError with `strict`."""
+    reasons = collections.Counter(row["reason"] for row in _read_table(out / REJECTED_NAME))
+    if reasons:
+        told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        text = f"rejected {reasons.total()} clips ({told}): see {out / REJECTED_NAME}"
+        if strict:
+            raise CedEdgeError(text)
+        print(text, file=sys.stderr)
+
+
+def _rejects_path(out: Path, name: str) -> Path:
+    return out / _WORK_NAME / f"{name}.csv"
+
+
+def _write_rejects(path: Path, rejects: Iterable[_Reject]) -> None:
+    _write_table(path, _REJECT_FIELDS, rejects)
+
+
+def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _read_table(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))

@@ -1,0 +1,82 @@
+"""Work in several processes, in order, with flat memory."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+from ced_edge.errors import CedEdgeError
+from ced_edge.files import folder_lock
+
+Pool = concurrent.futures.Executor | None
+"""None does the work in this process."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@contextlib.contextmanager
+def pool_of(workers: int) -> Iterator[Pool]:
+    """A pool of that many processes, and none for one. What is queued is dropped when the block is left by an error."""
+    if workers == 1:
+        yield None
+        return
+    # Spawned, not forked: a fork of a process with threads (torch, a progress bar) may hang.
+    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's to handle; and when the parent was killed, do not wait for it forever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Decoders in C remark on every odd header on stderr, across the progress bar. Errors come back as exceptions.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def in_order(pool: Pool, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+    """`map` over a pool, in order, with at most `ahead` items in flight so that memory stays flat."""
+    if pool is None:
+        yield from map(function, items)
+        return
+    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as e:
+        raise CedEdgeError("a worker process died, perhaps out of memory: run again with --workers 1 to go on") from e
+
+
+def process() -> tuple[int, int]:
+    """This process's rank, and how many there are: (0, 1) unless torchrun started it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Keep a second run out of `folder`; under torchrun the first process does it for all."""
+    with folder_lock(folder) if process()[0] == 0 else contextlib.nullcontext():
+        yield

@@ -1,0 +1,75 @@
+"""The ensemble: several teachers hear the same audio, each at its own rate, and their probabilities are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchaudio
+from torch import Tensor
+
+from ced_edge.arrays import Bools
+from ced_edge.errors import InputError
+from ced_edge.spec import N_CLASSES
+from distill.teachers.base import Teacher
+
+RESAMPLING = {
+    "resampling_method": "sinc_interp_kaiser",
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "beta": 14.769656459379492,
+}
+"""A sharp filter: with torchaudio's default one, images above the old Nyquist frequency reach the teachers."""
+
+
+class Ensemble:
+    """Per class, the mean over the teachers that know it; 0 for a class that none knows.
+
+    All teachers are on one device, which is where the audio must be.
+    """
+
+    def __init__(self, teachers: Sequence[Teacher], rate_hz: int) -> None:
+        """`rate_hz` is the rate of the audio that will be heard. Raises InputError on no teacher or two of one name."""
+        if not teachers:
+            raise InputError("an ensemble needs at least one teacher")
+        names = [t.name for t in teachers]
+        if len(set(names)) < len(names):
+            raise InputError(f"two teachers of one name: {', '.join(sorted(names))}")
+        if len({t.device for t in teachers}) > 1:
+            raise InputError("the teachers of an ensemble must be on one device")
+        self.teachers = tuple(teachers)
+        # Some teachers hear a rate that is not their own by themselves, cheaper than by resampling.
+        self._hearing = [t.hearing(rate_hz) if hasattr(t, "hearing") else t for t in teachers]
+        self.rate_hz = rate_hz
+        self.device = teachers[0].device
+        known = np.stack([t.known for t in teachers])  # (teachers, 527)
+        self.known: Bools = known.sum(axis=0) > 0
+        weights = known / np.maximum(known.sum(axis=0), 1)
+        self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)  # columns sum to 1 or 0
+        self._resamplers = {
+            rate: torchaudio.transforms.Resample(rate_hz, rate, **RESAMPLING).to(self.device)
+            for rate in sorted({t.rate_hz for t in self._hearing} - {rate_hz})
+        }
+
+    @torch.inference_mode()
+    def each(self, wave: Tensor) -> Tensor:
+        """(B, samples) float32 at `rate_hz` -> every teacher's probabilities, (teachers, B, 527)."""
+        waves = {rate: resample(wave) for rate, resample in self._resamplers.items()}
+        return torch.stack([t(waves.get(t.rate_hz, wave)) for t in self._hearing])
+
+    @torch.inference_mode()
+    def __call__(self, wave: Tensor) -> Tensor:
+        """(B, samples) float32 at `rate_hz` in [-1, 1] -> the ensemble's probabilities (B, 527)."""
+        total = torch.zeros(wave.shape[0], N_CLASSES, device=self.device)
+        for probs, weight in zip(self.each(wave), self._weights, strict=True):
+            total += probs * weight
+        return total
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What identifies each teacher, for a store's header and for logs."""
+        return [
+            {"name": t.name, "sha256": t.sha256, "rate_hz": t.rate_hz, "n_known": int(t.known.sum())}
+            for t in self.teachers
+        ]

@@ -1,0 +1,248 @@
+"""The store: the ensemble's top-K answers for every view, one Parquet file per (shard, epoch).
+
+A row holds K class indices and K probabilities, largest first, and the sum of all the others (the tail). A probability
+is kept in 8 bits as round(255 sqrt(p)): fine where it is small, and at most 0.004 off near p = 1; the tail in 16. Rows
+are the shard's clips in order. A file is written under a temporary name and renamed, is never rewritten, and carries a
+hash of all that it was made from, so a store of other clips, views or teachers is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ced_edge import __version__
+from ced_edge.arrays import Bools, Float32, UInt8
+from ced_edge.errors import InputError
+from ced_edge.files import atomic_path, read_json, sha256_json, write_json
+from ced_edge.spec import N_CLASSES
+from distill.teaching.views import ViewRecipe
+
+CLEAN_EPOCH = -1
+"""The epoch of answers about whole, unaugmented clips (for comparison with inconsistent teaching, and for labels)."""
+
+
+def quantise(p: Float32) -> UInt8:
+    """Probabilities in [0, 1] -> 8 bits on a square-root scale."""
+    return np.round(255.0 * np.sqrt(np.clip(p, 0.0, 1.0))).astype(np.uint8)
+
+
+def dequantise(q: UInt8) -> Float32:
+    """The inverse of `quantise`: [0, 1]."""
+    return np.asarray(np.square(q.astype(np.float32) / np.float32(255.0)))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The stored answers for N views: `index` and `value` (N, K), largest first, and the `tail` sum (N,)."""
+
+    index: NDArray[np.uint16]
+    value: Float32
+    tail: Float32
+
+    @classmethod
+    def top_k(cls, probabilities: Float32, k: int) -> Answers:
+        """The K largest of (N, 527) probabilities; equal ones in class order, so that the choice is unique."""
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        kept, rest = order[:, :k], order[:, k:]
+        return cls(
+            kept.astype(np.uint16),
+            np.take_along_axis(probabilities, kept, axis=1),
+            np.take_along_axis(probabilities, rest, axis=1).sum(axis=1, dtype=np.float64).astype(np.float32),
+        )
+
+    def dense(self, rule: str = "tail") -> tuple[Float32, Bools]:
+        """Probabilities (N, 527) and which of them were kept (N, 527).
+
+        `rule` fills the classes outside the top K: `tail` spreads their stored sum evenly, `smallest` spreads the
+        smallest kept value evenly (the published rule), `zero` leaves them out.
+        """
+        N, K = self.index.shape
+        rest = max(N_CLASSES - K, 1)
+        if rule == "tail":
+            fill = self.tail / rest
+        elif rule == "smallest":
+            fill = self.value[:, -1] / rest
+        elif rule == "zero":
+            fill = np.zeros(N, np.float32)
+        else:
+            raise InputError(f"unknown rule {rule!r} for the classes outside the top K: tail, smallest or zero")
+        # No class outside the top K can exceed the smallest kept one.
+        dense = np.repeat(np.minimum(fill, self.value[:, -1])[:, None], N_CLASSES, axis=1).astype(np.float32)
+        kept = np.zeros((N, N_CLASSES), np.bool_)
+        np.put_along_axis(dense, self.index.astype(np.int64), self.value, axis=1)
+        np.put_along_axis(kept, self.index.astype(np.int64), True, axis=1)
+        return dense, kept
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of answers: `store.json` and `e<epoch>/<shard>.parquet`."""
+
+    path: Path
+    recipe: ViewRecipe
+    teachers: list[dict[str, Any]]
+    """Name, weights' SHA-256, rate and class count of each teacher, in order."""
+    k: int
+    pack: str
+    """Hash of the pack that was heard."""
+    clean: bool = False
+    """Answers about whole, unaugmented clips, one epoch in all."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= N_CLASSES:
+            raise InputError(f"-k must be within 1 and {N_CLASSES}, not {self.k}")
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs this store is to hold."""
+        return [CLEAN_EPOCH] if self.clean else list(range(self.recipe.epochs))
+
+    def _identity(self) -> dict[str, Any]:
+        recipe = None if self.clean else {k: v for k, v in self.recipe.to_dict().items() if k != "windows"}
+        return {"pack": self.pack, "recipe": recipe, "teachers": self.teachers, "k": self.k, "clean": self.clean}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What identifies the store, for a checkpoint's recipe."""
+        return self._identity()
+
+    def digest(self, epoch: int, shard: str) -> str:
+        """Hash of all that decides the answers of one file."""
+        view = "clean" if epoch == CLEAN_EPOCH else self.recipe.digest(epoch)
+        return sha256_json({**self._identity(), "view": view, "shard": shard})
+
+    def check(self) -> bool:
+        """Whether `store.json` is there and holds all these epochs. Raises InputError naming what differs."""
+        if not (self.path / "store.json").exists():
+            return False
+        found = Store.open(self.path)
+        refuse_other(self._identity(), found._identity(), self.path)
+        if self.clean:
+            return True
+        have, want = ([s.recipe.seconds(e) for e in s.epochs] for s in (found, self))
+        if any(a != b for a, b in zip(have, want, strict=False)):
+            raise InputError(f"{self.path} is a store of other windows: choose another folder, or delete it")
+        return len(have) >= len(want)
+
+    def create(self) -> None:
+        """Write `store.json`, or check the one that is there, which may gain epochs and never loses any.
+
+        For one process at a time. Raises InputError naming what differs.
+        """
+        file = self.path / "store.json"
+        if not self.check():
+            header = {**self._identity(), "recipe": self.recipe.to_dict(), "format": 1, "version": __version__}
+            write_json(file, header)
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Open a store that was written. Raises InputError when there is none."""
+        file = path / "store.json"
+        if not file.exists():
+            raise InputError(f"no store at {path}: write one with `ced-edge teach`")
+        try:
+            h = read_json(file)
+            if h["format"] != 1:
+                raise InputError(f"{file} is of format {h['format']}, this program reads 1")
+            return cls(path, ViewRecipe.from_dict(h["recipe"]), h["teachers"], int(h["k"]), h["pack"], h["clean"])
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise InputError(f"{file} is no header of a store: choose another folder, or delete it") from e
+
+    def file(self, epoch: int, shard: str) -> Path:
+        """The path of one file of answers."""
+        return self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}") / f"{shard}.parquet"
+
+    def write(self, epoch: int, shard: str, answers: Answers) -> None:
+        """Write one file of answers, whole or not at all. The same answers always give the same bytes.
+
+        For one process at a time: what a killed one left of this file is removed. Raises CedEdgeError on a full disk.
+        """
+        N, K = answers.index.shape
+        file = self.file(epoch, shard)
+        table = pa.table(
+            {
+                "clip": pa.array(np.arange(N, dtype=np.int32)),
+                "index": _fixed(answers.index, pa.uint16(), K),
+                "value": _fixed(quantise(answers.value), pa.uint8(), K),
+                "tail": pa.array(answers.tail.astype(np.float16)),
+            }
+        )
+        with (
+            atomic_path(file) as temporary,
+            pq.ParquetWriter(
+                temporary,
+                table.schema,
+                compression="zstd",
+                compression_level=19,
+                use_dictionary=False,
+                write_statistics=False,
+                store_schema=False,
+                write_page_checksum=True,
+                column_encoding={
+                    "clip": "DELTA_BINARY_PACKED",
+                    "index.list.element": "BYTE_STREAM_SPLIT",
+                    "value.list.element": "BYTE_STREAM_SPLIT",
+                },
+            ) as writer,
+        ):
+            writer.write_table(table)
+            writer.add_key_value_metadata({"digest": self.digest(epoch, shard)})
+
+    def done(self, epoch: int, shard: str) -> bool:
+        """Whether one file is there. Raises InputError when it is of other clips, views or teachers."""
+        file = self.file(epoch, shard)
+        if not file.exists():
+            return False
+        try:
+            metadata = pq.read_metadata(file).metadata or {}
+        except _BROKEN as e:
+            raise _broken(file, e) from e
+        if metadata.get(b"digest") != self.digest(epoch, shard).encode():
+            raise InputError(f"{file} holds answers about other clips, views or teachers: use another store folder")
+        return True
+
+    def read(self, epoch: int, shard: str, clips: int) -> Answers:
+        """The answers of one file, about `clips` clips. Raises InputError when it is missing, foreign or broken."""
+        file = self.file(epoch, shard)
+        if not self.done(epoch, shard):
+            raise InputError(f"{file} is missing: `ced-edge teach` has not finished this store")
+        try:
+            with pq.ParquetFile(file, page_checksum_verification=True) as f:
+                table = f.read()
+            index = table["index"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint16)
+            value = table["value"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint8)
+            tail = table["tail"].to_numpy().astype(np.float32)
+        except _BROKEN as e:
+            raise _broken(file, e) from e
+        if not len(index) == len(value) == len(tail) == clips or index.max(initial=0) >= N_CLASSES:
+            raise _broken(file, f"not {clips} answers over {N_CLASSES} classes")
+        return Answers(index, dequantise(value), tail)
+
+    def bytes(self) -> int:
+        """Size of all files of the store."""
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+
+def refuse_other(wanted: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+    """Raise InputError naming each key in which a store differs from what was asked for."""
+    different = [k for k in wanted if sha256_json(wanted[k]) != sha256_json(found.get(k))]
+    if different:
+        raise InputError(f"{path} is a store of another {' and '.join(different)}: choose another folder, or delete it")
+
+
+def _fixed(values: NDArray[Any], kind: pa.DataType, k: int) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), k)
+
+
+_BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, AttributeError)
+"""What reading a damaged Parquet file may raise."""
+
+
+def _broken(file: Path, why: object) -> InputError:
+    return InputError(f"{file} is broken ({why}): delete it and run `ced-edge teach` again")

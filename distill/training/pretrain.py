@@ -1,0 +1,218 @@
+"""Pretrain: a masked autoencoder warms a student up on audio alone (arXiv 2111.06377; on spectrograms 2207.06405).
+
+The student's blocks hear a quarter of a window's patches; a small decoder, thrown away afterwards, must fill in the
+rest. No teacher and no label is needed, and as the blocks hear so few patches, a step costs a fraction of a training
+step. Published CED students start from such weights (arXiv 2308.11957).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ced_edge.arrays import Int16
+from ced_edge.network.ced import CED, Block
+from ced_edge.spec import ModelSpec, size
+from distill.packing.shards import Pack, Shard, read_shard
+from distill.teaching.store import Store
+from distill.teaching.views import ViewRecipe, clip_rms
+from distill.training.batches import Batch, Stream, Views, _Loaded, loader
+from distill.training.config import HEAD_WIDTH, PretrainConfig, TrainConfig
+from distill.training.log import Reporter, TrainLog
+from distill.training.loop import MODEL_NAME, Learner, make_fabric
+from distill.training.optimizers import make_optimizers
+from distill.training.train import time_offset
+
+NOTHING_LEARNT = 0.97
+"""Loss above which the decoder knows little more than that a normalised patch has mean 0 (which gives 1)."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """A student and the decoder that learns with it: waveform (B, samples) -> mean error on the hidden patches ()."""
+
+    positions: Tensor
+
+    def __init__(self, student: CED, width: int, depth: int) -> None:
+        super().__init__()
+        spec = student.spec
+        self.student = student
+        self.embed = nn.Linear(spec.width, width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, width))
+        decoder = ModelSpec(width=width, heads=width // HEAD_WIDTH, depth=depth)
+        self.blocks = nn.ModuleList(Block(decoder) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.out = nn.Linear(width, spec.patch**2)
+        half = width // 2
+        grid = torch.cat(
+            [
+                sinusoids(spec.grid_freq, half)[:, None].expand(-1, spec.grid_time, -1),
+                sinusoids(spec.grid_time, half)[None].expand(spec.grid_freq, -1, -1),
+            ],
+            dim=2,
+        )
+        self.register_buffer("positions", grid.contiguous(), persistent=False)  # (F, T', D)
+        for m in (self.embed, self.out, *self.blocks.modules()):
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)  # at this width the student's 0.02 would be a slow start
+                nn.init.zeros_(m.bias)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, wave: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
+        """`order` (B, N) holds each window's patches shuffled: the first `visible` are heard, the others filled in."""
+        mel: Tensor = self.student.front_end(wave)
+        wanted = _pick(self.targets(mel), order[:, visible:])
+        return F.mse_loss(self.fill_in(mel, order, visible, time_offset).float(), wanted)
+
+    def fill_in(self, mel: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
+        """Log-mel (B, n_mels, T) -> the hidden patches as the decoder has them, (B, N - visible, patch * patch)."""
+        tokens = self.student.patches(mel, time_offset).flatten(2).transpose(1, 2)  # (B, N, C), order (f t)
+        heard = self.student.encode(_pick(tokens, order[:, :visible]))  # (B, V, C)
+        x = self.embed(heard)
+        B, N = order.shape
+        # Attention does not mind the order, so the patches stay shuffled and take their positions with them.
+        positions = self.positions[:, : N // self.positions.shape[0]].flatten(0, 1)  # (N, D)
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(B, N - visible, -1)], dim=1) + positions[order]
+        for block in self.blocks:
+            x = block(x)
+        return self.out(self.norm(x[:, visible:]))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def targets(self, mel: Tensor) -> Tensor:
+        """Log-mel (B, n_mels, T) -> patches (B, N, patch * patch), order (f t), each of mean 0 and variance 1.
+
+        Mel bins are brought to one scale first, as the student's `init_bn` does, or the patch's slope over frequency
+        would be most of what there is to learn.
+        """
+        P = self.student.spec.patch
+        with torch.autocast(mel.device.type, enabled=False):
+            x = F.batch_norm(mel.float(), None, None, training=True, eps=1e-5)
+            B, M, T = x.shape
+            x = x[:, :, : T // P * P].reshape(B, M // P, P, T // P, P)
+            x = x.transpose(2, 3).reshape(B, -1, P * P)  # (B, N, P * P)
+            return F.layer_norm(x, (P * P,), eps=1e-6)
+
+
+def pretrain(
+    run: Path, pack: Pack, config: PretrainConfig, device: str = "cpu", reporter: Reporter | None = None
+) -> Path:
+    """Warm a student up into the folder `run` and return the path of its weights, `model.safetensors`.
+
+    What is saved is a whole student whose head is untrained: something for `--init`. Goes on from `run/state.pt` where
+    there is one, exactly as if it had never stopped. Raises InputError when that state is of another recipe or pack,
+    and CedEdgeError on NaN, a full disk, or too little memory; the last checkpoint stays.
+    """
+    fabric = make_fabric(device, config.precision)
+    torch.manual_seed(config.seed)
+    mae = MaskedAutoencoder(new_student(config), config.decoder_width, config.decoder_depth).to(fabric.device)
+    optimizers = make_optimizers(mae, config, betas=(0.9, 0.95))  # the published betas of masked autoencoders
+    rank, world = fabric.global_rank, fabric.world_size
+    recipe = {"pretrain": config.to_dict(), "pack": pack.hash, "processes": world}
+    learner = Learner(run, config, recipe, config.steps, fabric, mae, optimizers, mae.student)
+    step = learner.resume()
+    if learner.done(step):
+        return run / MODEL_NAME
+    prepared_mae, *prepared = fabric.setup(mae, *optimizers)
+    prepared_mae.train()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        return {"loss": prepared_mae(batch.wave, *_draw(mae.student, batch.wave, config, step, rank, world))}
+
+    log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
+    batches = loader(waves(pack, config, rank, world), step, config.workers, Waves, fabric.device.type)
+    return learner.learn(step, losses, prepared, batches, log)
+
+
+def _draw(
+    student: CED, wave: Tensor, config: PretrainConfig, step: int, rank: int, world: int
+) -> tuple[Tensor, int, int]:
+    """What of a batch (B, samples) is hidden, and where it lies in the time embedding: from (seed, step) alone."""
+    n = patches(student.spec, wave.shape[1])
+    order = shuffles(config.seed, step, world * len(wave), n)[rank::world].to(wave.device)
+    nobody = wave.new_empty(len(wave), 0)
+    offset = time_offset(student, Batch(wave, nobody, nobody), step, TrainConfig(seed=config.seed))
+    return order, n_visible(n, config.mask), offset
+
+
+def new_student(config: PretrainConfig) -> CED:
+    """A student with initial weights, whose head is left out of the learning."""
+    model = CED(size(config.size))
+    model.outputlayer.requires_grad_(False)
+    if config.sinusoids:
+        C = model.spec.width
+        with torch.no_grad():
+            # Halves of the channels, so that no sum of a time and a frequency looks like another one.
+            model.time_pos_embed.zero_()[0, : C // 2, 0] = sinusoids(model.spec.grid_time, C // 2).T
+            model.freq_pos_embed.zero_()[0, C // 2 :, :, 0] = sinusoids(model.spec.grid_freq, C - C // 2).T
+    return model
+
+
+def sinusoids(n: int, width: int) -> Tensor:
+    """Positions 0 to n - 1 as sines and cosines of `width / 2` wavelengths (arXiv 1706.03762): (n, width)."""
+    rates = 10_000.0 ** -(torch.arange((width + 1) // 2) / max(1, width // 2))
+    angles = torch.arange(n)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+def patches(spec: ModelSpec, samples: int) -> int:
+    """Patches of a window of `samples` samples."""
+    return spec.grid_freq * (spec.frontend.frames(samples) // spec.patch)
+
+
+def n_visible(n: int, mask: float) -> int:
+    """How many of n patches are heard: at least one, and at least one is not."""
+    return min(max(round((1.0 - mask) * n), 1), n - 1)
+
+
+def shuffles(seed: int, step: int, rows: int, n: int) -> Tensor:
+    """Independent shuffles of range(n), drawn from (seed, step) alone: (rows, n) int64."""
+    # The counter keeps these words apart from those of `time_offset`, which has the same key.
+    words = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1]).random_raw(rows * n)
+    return torch.from_numpy(np.argsort(words.reshape(rows, n), axis=1, kind="stable"))
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, M) of each of (B, N, C) -> (B, M, C)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> Stream:
+    """Windows of single clips, anew in each pass over the pack: any place, level and sign, nothing masked or mixed."""
+    # No pass takes less than a step, so that many epochs are never used up.
+    recipe = ViewRecipe(seed=config.seed, windows=((config.steps, config.seconds),), mask_probability=0.0, mix=(1.0,))
+    unread = Store(Path(), recipe, [], 1, pack.hash)
+    rate_hz = size(config.size).frontend.rate_hz
+    return Stream(pack, unread, recipe, max(1, config.batch // world), rate_hz, rank=rank, world=world)
+
+
+class Waves(Views):
+    """Batches of views whose answers are empty: nobody was asked."""
+
+    def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
+        if self._loaded is None or self._loaded.shard != shard:
+            self._loaded = None  # one shard at a time in memory
+            clips = read_shard(stream.pack, shard)
+            sounds: list[Int16] = [c.wave for c in clips]
+            nothing = np.zeros((len(clips), 0), np.float32)
+            self._loaded = _Loaded(
+                shard, epoch, [c.id for c in clips], sounds, [clip_rms(w) for w in sounds], nothing, nothing > 0
+            )
+        return self._loaded
+
+
+class PretrainLog(TrainLog):
+    """`log.csv` and `tensorboard/` of a warm-up."""
+
+    fields = ("step", "loss", "grad", "lr", "clips_per_s")
+
+    def describe(self, row: dict[str, float]) -> str:
+        return f"loss {row['loss']:.4f} (1 knows nothing)"
+
+    def watch(self, row: dict[str, float]) -> str:
+        if math.isfinite(row["loss"]) and row["loss"] < NOTHING_LEARNT:
+            return ""
+        return f"hidden patches are no better than guessed (loss {row['loss']:.3f}): raise --steps or --lr"

@@ -1,0 +1,132 @@
+"""Train: the student learns from the store alone, hearing the very same views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ced_edge.errors import InputError
+from ced_edge.network.ced import CED
+from ced_edge.spec import ModelSpec, size
+from distill.teaching.store import CLEAN_EPOCH
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Batch, Stream, loader
+from distill.training.config import TrainConfig
+from distill.training.log import Reporter, TrainLog
+from distill.training.loop import MODEL_NAME, Learner, make_fabric
+from distill.training.losses import bce, prior_logits, spread, top_k_kl
+from distill.training.optimizers import make_optimizers, warm_ema
+
+
+def train(
+    run: Path,
+    stream: Stream,
+    config: TrainConfig,
+    *,
+    init: CED | None = None,
+    device: str = "cpu",
+    reporter: Reporter | None = None,
+) -> Path:
+    """Train a student into the folder `run` and return the path of its weights, `model.safetensors`.
+
+    Goes on from `run/state.pt` where there is one, exactly as if it had never stopped. Raises InputError when that
+    state is of another recipe, the store of another pack, or a window does not fit the model; CedEdgeError on NaN, a
+    full disk, or too little memory: the last checkpoint stays.
+    """
+    check_store(stream)
+    fabric = make_fabric(device, config.precision)
+    torch.manual_seed(config.seed)
+    model = init or new_student(stream, config)
+    check_windows(model.spec, stream.recipe)
+    model = model.to(fabric.device)
+    averaged = AveragedModel(model, multi_avg_fn=warm_ema(config.ema), use_buffers=True)
+    steps = config.steps or total_steps(stream, config)
+    recipe, optimizers = make_recipe(stream, config, steps), make_optimizers(model, config)
+    learner = Learner(run, config, recipe, steps, fabric, model, optimizers, cast(CED, averaged.module), averaged)
+    step = learner.resume()
+    if learner.done(step):
+        return run / MODEL_NAME
+    student, *prepared = fabric.setup(torch.compile(model) if config.compile else model, *optimizers)
+    student.train()
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        logits = student(batch.wave, time_offset(model, batch, step, config)).float()
+        parts = {"bce": bce(logits, batch.target), "kl": top_k_kl(logits, batch.target, batch.kept)}
+        with torch.no_grad():
+            spreads = {"spread": spread(logits.sigmoid()), "teacher_spread": spread(batch.target)}
+        return {"loss": config.bce * parts["bce"] + config.kl * parts["kl"], **parts, **spreads}
+
+    log = TrainLog(run, step, steps, reporter if fabric.is_global_zero else None)
+    batches = loader(stream, step, config.workers, device=fabric.device.type)
+    return learner.learn(step, losses, prepared, batches, log)
+
+
+def make_recipe(stream: Stream, config: TrainConfig, steps: int) -> dict[str, Any]:
+    """All that decides what is learnt, for the checkpoint."""
+    views, store = stream.recipe.to_dict(), stream.store.to_dict()
+    return {"train": config.to_dict(), "views": views, "store": store, "steps": steps, "processes": stream.world}
+
+
+def check_store(stream: Stream) -> None:
+    """Raise InputError when the answers are about other clips or views than those that will be heard."""
+    store = stream.store
+    if store.pack != stream.pack.hash:
+        raise InputError(
+            f"{store.path} is a store of another pack than {stream.pack.location}: give the two that belong"
+        )
+    if not store.clean and store.recipe != stream.recipe:
+        raise InputError(f"{store.path} holds answers about other views than those asked for")
+
+
+def check_windows(spec: ModelSpec, recipe: ViewRecipe) -> None:
+    """Raise InputError when a student of this spec cannot hear windows of this length."""
+    rate_hz, hop, patch = spec.frontend.rate_hz, spec.frontend.hop, spec.patch
+    for _, seconds in recipe.windows:
+        if not 1 <= spec.frontend.frames(round(seconds * rate_hz)) // patch <= spec.grid_time:
+            raise InputError(
+                f"views of {seconds:g} s do not fit the student, which hears {(patch - 1) * hop / rate_hz:g} to "
+                f"{spec.max_frames * hop / rate_hz:g} s at once: choose other --windows"
+            )
+
+
+def new_student(stream: Stream, config: TrainConfig) -> CED:
+    """A student with initial weights; its head may start at the mean of the stored answers.
+
+    Every residual branch starts at 0, which learns a little faster from a cold start.
+    """
+    model = CED(size(config.size))
+    for name, weight in model.named_parameters():
+        if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+            nn.init.zeros_(weight)
+    if config.prior_bias:
+        start_at_prior(model, stream, config.fill)
+    return model
+
+
+def start_at_prior(model: CED, stream: Stream, fill: str) -> None:
+    """Set the head's bias to where it predicts the mean of the stored answers."""
+    store, shards = stream.store, stream.pack.shards[:16]
+    epoch = CLEAN_EPOCH if store.clean else 0
+    dense = [store.read(epoch, shard.name, shard.clips).dense(fill)[0].mean(axis=0) for shard in shards]
+    head = cast(nn.Linear, model.outputlayer[1])
+    head.bias.data.copy_(prior_logits(torch.from_numpy(np.mean(dense, axis=0))))
+
+
+def total_steps(stream: Stream, config: TrainConfig) -> int:
+    """Steps to hear every stored epoch `repeats` times."""
+    per_turn = stream.pack.clips // (stream.batch * stream.world)
+    return max(1, per_turn) * stream.recipe.epochs * config.repeats
+
+
+def time_offset(model: CED, batch: Batch, step: int, config: TrainConfig) -> int:
+    """Where in the time embedding this step's windows lie, in patches: drawn from (seed, step)."""
+    spec = model.spec
+    free = spec.grid_time - spec.frontend.frames(batch.wave.shape[1]) // spec.patch
+    if not config.random_offset or free <= 0:
+        return 0
+    return int(np.random.Philox(key=[config.seed, step]).random_raw() % (free + 1))
