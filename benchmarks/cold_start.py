@@ -42,7 +42,7 @@ from ced_edge.spec import size
 from distill.packing.shards import Pack
 from distill.teaching.store import Store
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Stream
+from distill.training.batches import TrainingData
 from distill.training.config import PretrainConfig, TrainConfig
 from distill.training.log import read_log
 from distill.training.pretrain import pretrain
@@ -118,7 +118,7 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Epochs(Stream):
+class Epochs(TrainingData):
     """A stream that hears some of a store's epochs only."""
 
     chosen: tuple[int, ...] = ()
@@ -138,12 +138,12 @@ class Run:
         self.pack, self.store = Pack.open(s.pack), Store.open(s.store)
         self.stream = self._stream()
 
-    def _stream(self) -> Stream:
+    def _stream(self) -> TrainingData:
         seconds, config = self.recipe.seconds, self.config
         rate_hz = size(config.size).frontend.rate_hz
         if self.store.clean:
             views = ViewRecipe(seed=config.seed, windows=((10_000, seconds),))
-            return Stream(self.pack, self.store, views, config.batch, rate_hz, fill=config.fill)
+            return TrainingData(self.pack, self.store, views, config.batch, rate_hz, fill=config.fill)
         views = self.store.recipe
         chosen = tuple(epoch for epoch in range(views.epochs) if views.seconds(epoch) == seconds)
         if not chosen:

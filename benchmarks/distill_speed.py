@@ -43,10 +43,10 @@ from distill.teachers import TeacherSpec, load_teachers, parse_teachers
 from distill.teachers.base import Teacher
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.mobilenet import HEAD_WIDTH, MobileNet
-from distill.teaching.store import Answers, Store
+from distill.teaching.store import Store, TopK
 from distill.teaching.teach import Job, teach
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Stream, loader
+from distill.training.batches import TrainingData, loader
 from distill.training.config import TrainConfig
 from distill.training.losses import bce
 from distill.training.optimizers import make_optimizers
@@ -135,7 +135,7 @@ class Bench:
         for epoch in store.epochs:
             for shard in self.pack.shards:
                 answers = rng.uniform(0, 1, (shard.clips, N_CLASSES)).astype(np.float32) ** 8
-                store.write(epoch, shard.name, Answers.top_k(answers, store.k))
+                store.write(epoch, shard.name, TopK.top_k(answers, store.k))
         return store
 
 
@@ -189,7 +189,7 @@ def loop_rate(bench: Bench, store: Store, precision: str) -> float:
         size=s.size, steps=2 * s.steps, batch=s.batch, precision=precision, log_every=s.steps, checkpoint_minutes=60.0
     )
     clock, run = Clock(), bench.folder / "run"
-    train(run, Stream(bench.pack, store, store.recipe, s.batch, RATE_HZ), config, reporter=clock)
+    train(run, TrainingData(bench.pack, store, store.recipe, s.batch, RATE_HZ), config, reporter=clock)
     shutil.rmtree(run)
     first, last = clock.times[0], clock.times[-1]
     return s.steps * s.batch / (last - first)
@@ -198,7 +198,7 @@ def loop_rate(bench: Bench, store: Store, precision: str) -> float:
 def drawing_rate(bench: Bench, store: Store) -> float:
     """Batches read, decoded and rendered by one process that does nothing else, in clips per second."""
     torch.set_num_threads(1)
-    stream = Stream(bench.pack, store, store.recipe, bench.s.batch, RATE_HZ)
+    stream = TrainingData(bench.pack, store, store.recipe, bench.s.batch, RATE_HZ)
     batches = iter(loader(stream, workers=0))
     start = time.perf_counter()
     n = sum(len(next(batches).wave) for _ in range(2 * bench.s.steps))

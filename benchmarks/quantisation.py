@@ -39,7 +39,7 @@ from ced_edge.proof.metrics import average_precision, mean_ap, multi_hot
 from ced_edge.runtime.backends import load_backend
 from export import quantize
 from export.convert import to_onnx, to_tflite
-from export.graph import CentredBlock, FoldedBlock, Tagger, _linear, _rms_norm
+from export.graph import CentredBlock, ExportModel, FoldedBlock, _linear, _rms_norm
 from export.quiet import quiet
 from export.sounds import calibration_waves, fill
 
@@ -57,19 +57,19 @@ class Plain(nn.Module):
     def __init__(self, model: CED) -> None:
         super().__init__()
         self.model = model
-        self.example = Tagger(model, waveform=False).example
+        self.example = ExportModel(model, waveform=False).example
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model.forward_mel(x).sigmoid()
 
 
 @torch.no_grad()
-def rotated(model: CED) -> Tagger:
+def rotated(model: CED) -> ExportModel:
     """The residual stream, and each head's values, turned at random: no channel stands out (as Hadamard matrices do).
 
     It costs nothing at run time but one small product before the head, as norms without affine part do not mind.
     """
-    tagger, generator = Tagger(model, waveform=False), torch.Generator().manual_seed(0)
+    tagger, generator = ExportModel(model, waveform=False), torch.Generator().manual_seed(0)
 
     def orthogonal(n: int) -> Tensor:
         return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0].float()
@@ -116,9 +116,9 @@ class Scaled(nn.Module):
         return y
 
 
-def smoothed(model: CED, inputs: Sequence[np.ndarray]) -> Tagger:
+def smoothed(model: CED, inputs: Sequence[np.ndarray]) -> ExportModel:
     """SmoothQuant with alpha 0.5 on all products of the blocks; the division is left in the graph."""
-    tagger, largest = Tagger(model, waveform=False), dict[nn.Module, Tensor]()
+    tagger, largest = ExportModel(model, waveform=False), dict[nn.Module, Tensor]()
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         now = args[0].abs().flatten(0, -2).amax(dim=0)
@@ -162,7 +162,7 @@ def sparse_attention() -> Iterator[None]:
 
     (Child et al., arXiv 1904.10509.) Tokens are put in the order black, white, so that half of them is one slice.
     """
-    init, tokens, numbers = FoldedBlock.__init__, Tagger.tokens, count()
+    init, tokens, numbers = FoldedBlock.__init__, ExportModel.tokens, count()
 
     def split(self: FoldedBlock, block: Block) -> None:
         init(self, block)
@@ -183,13 +183,13 @@ def sparse_attention() -> Iterator[None]:
         y: Tensor = x + self.fc2(F.gelu(self.fc1(_rms_norm(x, self.eps2))))
         return y
 
-    def chequered(self: Tagger, mel: Tensor) -> Tensor:
+    def chequered(self: ExportModel, mel: Tensor) -> Tensor:
         x = tokens(self, mel).unflatten(1, (self.spec.grid_freq, -1))
         parts = [x[:, 0::2, 0::2], x[:, 1::2, 1::2], x[:, 0::2, 1::2], x[:, 1::2, 0::2]]
         return torch.cat([part.flatten(1, 2) for part in parts], dim=1)
 
     block = mock.patch.multiple(FoldedBlock, __init__=split, forward=forward)
-    with block, mock.patch.object(Tagger, "tokens", chequered):
+    with block, mock.patch.object(ExportModel, "tokens", chequered):
         yield
 
 
@@ -257,7 +257,7 @@ def sounds(clips: Sequence[Clip], rate: int) -> Iterator[tuple[np.ndarray, set[i
 
 def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator[tuple[str, Path]]:
     """(name, file) of everything that was tried, each made when it is asked for."""
-    for name, tagger in (("plain", Plain(model).eval()), ("folded", Tagger(model, waveform=False))):
+    for name, tagger in (("plain", Plain(model).eval()), ("folded", ExportModel(model, waveform=False))):
         source = folder / f"{name}.onnx"
         to_onnx(tagger, source, WINDOW)
         yield f"onnx, {name}, fp32", source
@@ -283,7 +283,7 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
     changes = {"fused attention": fused_attention, "tanh GELU": tanh_gelu, "every second token": sparse_attention}
     for name, changed in changes.items():
         with changed():
-            to_onnx(Tagger(model, waveform=False), source := folder / f"{name}.onnx", WINDOW)
+            to_onnx(ExportModel(model, waveform=False), source := folder / f"{name}.onnx", WINDOW)
         # Quantisation cannot infer the type of what comes out of MultiHeadAttention.
         options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
         ort_dynamic(source, target := folder / f"{name}-int8.onnx", per_channel=True, extra_options=options)
@@ -316,8 +316,8 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
     }
     for name, tagger in (
         ("plain", Plain(model).eval()),
-        ("folded", Tagger(model, waveform=False)),
-        ("centred", Tagger(model, waveform=False, block=CentredBlock)),
+        ("folded", ExportModel(model, waveform=False)),
+        ("centred", ExportModel(model, waveform=False, block=CentredBlock)),
     ):
         source = folder / f"{name}.tflite"
         to_tflite(tagger, source, WINDOW)
@@ -332,7 +332,7 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
     del changes["fused attention"]
     for name, changed in changes.items():
         with changed():
-            to_tflite(Tagger(model, waveform=False), source := folder / f"{name}.tflite", WINDOW)
+            to_tflite(ExportModel(model, waveform=False), source := folder / f"{name}.tflite", WINDOW)
         litert([dynamic], source, target := folder / f"{name}-int8.tflite", inputs=inputs)
         yield f"tflite, folded, {name}, dynamic", target
 

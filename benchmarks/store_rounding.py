@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from distill.packing.shards import Pack, read_shard
 from distill.teachers import load_teachers, parse_teachers
 from distill.teachers.ensemble import Ensemble
-from distill.teaching.store import Answers, Store, dequantise, quantise
+from distill.teaching.store import Store, TopK, dequantise, quantise
 from distill.teaching.views import ViewRecipe, clip_rms, draw, render
 from distill.training.losses import top_k_kl
 
@@ -79,7 +79,7 @@ def softmax_kl(p: Float32, q: Float32, kept: Bool) -> float:
     return top_k_kl(predicted, torch.from_numpy(p).double(), torch.from_numpy(kept)).item()
 
 
-def compare(values: str, rule: str, p: Float32, answers: Answers) -> Row:
+def compare(values: str, rule: str, p: Float32, answers: TopK) -> Row:
     """Targets made from stored answers by a rule, against the probabilities."""
     target, kept = answers.dense(rule)
     error = np.abs(target - p)
@@ -108,7 +108,7 @@ def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard
     recipe = ViewRecipe(windows=((1, seconds),))
     ensemble = Ensemble(load_teachers(specs), pack.rate_hz)
     p = ask(pack, shard, recipe, ensemble)
-    exact = Answers.top_k(p, k)
+    exact = TopK.top_k(p, k)
     half = replace(exact, value=exact.value.astype(np.float16).astype(np.float32))
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder), recipe, ensemble.describe(), k, pack.hash)
@@ -116,7 +116,7 @@ def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard
         store.write(0, pack.shards[shard].name, exact)
         stored = store.read(0, pack.shards[shard].name, len(p))
         size = store.bytes() / len(p)
-    whole = Answers.top_k(p, p.shape[1])
+    whole = TopK.top_k(p, p.shape[1])
     rounded = replace(whole, value=dequantise(quantise(whole.value)))
     rows = [
         compare(values, rule, p, answers)

@@ -75,7 +75,7 @@ def race(bundle: Bundle, yamnet: Path | None, turns: int) -> dict[str, np.ndarra
                     took.setdefault(name, []).extend([ms] * (turn >= 0))
                 for name, tagger in taggers.items():
                     start = time.perf_counter()
-                    tagger.hear(wave)
+                    tagger.predict_window(wave)
                     took.setdefault(name, []).extend([1e3 * (time.perf_counter() - start)] * (turn >= 0))
     return {name: np.array(ms) for name, ms in took.items()}
 

@@ -109,7 +109,7 @@ def main(checkpoint: Path, bundle: Path, turns: int, as_json: bool) -> None:
             "sherpa-onnx fp32": sherpa(float_file, wave, rate),
         }
         for file in ours.files:
-            parts[file.name] = partial(Tagger(ours, file=file.name).hear, wave)
+            parts[file.name] = partial(Tagger(ours, file=file.name).predict_window, wave)
         result = ratios(race(parts, turns), "sherpa-onnx int8")
     if as_json:
         click.echo(json.dumps(result, indent=1))

@@ -72,7 +72,7 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
             path = registry.fetch(name, folder, sha256, progress)
         click.echo(path)
         return
-    rows = registry.known()
+    rows = registry.known_teachers()
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
         return
@@ -242,7 +242,7 @@ NEED_DATA = {
 """Parameters of `distill` that the demonstration has no use for."""
 
 
-def given_of(names: set[str]) -> list[str]:
+def given_flags(names: set[str]) -> list[str]:
     """The flags among these parameters that were given on the command line."""
     context = click.get_current_context()
     return [
@@ -300,7 +300,7 @@ def distill(
 
     packing = PackConfig(clips_per_shard=clips_per_shard, strict=strict)
     if not data:
-        if given := given_of(NEED_DATA):
+        if given := given_flags(NEED_DATA):
             raise InputError(f"{', '.join(given)} need --data: what should the student learn from?")
         from distill.demo import plan as demo
 

@@ -34,7 +34,7 @@ from distill.teachers.ensemble import Ensemble
 from distill.teaching.store import Store
 from distill.teaching.teach import Job, teach, units
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Stream, check_readers
+from distill.training.batches import TrainingData, check_readers
 from distill.training.config import TrainConfig
 from distill.training.log import read_log
 from distill.training.train import check_windows, train
@@ -150,7 +150,7 @@ def run_train(
     rank, world = process()
     if config.batch % world:
         raise InputError(f"--batch {config.batch} cannot be shared by {world} processes: choose a multiple of {world}")
-    stream = Stream(
+    stream = TrainingData(
         shards,
         store,
         views or store.recipe,

@@ -24,7 +24,7 @@ from ced_edge.runtime.bundle import FORMATS, INPUTS, KINDS, LABELS_NAME, Bundle,
 from ced_edge.spec import N_CLASSES
 from export import metadata, quantize
 from export.convert import to_onnx, to_tflite
-from export.graph import CentredBlock, FoldedBlock, Tagger
+from export.graph import CentredBlock, ExportModel, FoldedBlock
 from export.replace import atomic_folder
 from export.sounds import calibration_waves
 from export.verify import Verdict, verify
@@ -137,7 +137,7 @@ class _Files:
     def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int, say: Say) -> None:
         self.folder, self.model, self.config, self.window, self.say = folder, model, config, window, say
         self._taggers = {
-            format: Tagger(model, config.input == "waveform", block)
+            format: ExportModel(model, config.input == "waveform", block)
             for format, block in (("onnx", FoldedBlock), ("tflite", CentredBlock))
         }
         # Now, as a wrong path should not cost minutes.

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from export.graph import Tagger
+from export.graph import ExportModel
 from export.quiet import quiet
 
 OPSET = 20
@@ -17,7 +17,7 @@ SCOPE = "pkg.torch.onnx.name_scopes"
 """The exporter's note of the module that a node comes from."""
 
 
-def to_onnx(tagger: Tagger, path: Path, window_samples: int) -> None:
+def to_onnx(tagger: ExportModel, path: Path, window_samples: int) -> None:
     """Write `tagger` as float32 ONNX; input `waveform` (B, samples) or `mel` (B, n_mels, frames), output `prob`.
 
     Node names begin with the module they come from, such as `blocks.3.fc1/`.
@@ -72,7 +72,7 @@ def _name_axes(port, names: list[str | None]) -> None:  # type: ignore[no-untype
 class Named(nn.Module):
     """Gives the output its name in the file's signature."""
 
-    def __init__(self, tagger: Tagger) -> None:
+    def __init__(self, tagger: ExportModel) -> None:
         super().__init__()
         self.tagger = tagger
 
@@ -81,7 +81,7 @@ class Named(nn.Module):
         return {"prob": self.tagger(x)}
 
 
-def to_tflite(tagger: Tagger, path: Path, window_samples: int) -> None:
+def to_tflite(tagger: ExportModel, path: Path, window_samples: int) -> None:
     """Write `tagger` as float32 TFLite; input `waveform` (1, samples) or `mel` (1, n_mels, frames), output `prob`."""
     with quiet():
         import litert_torch

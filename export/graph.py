@@ -203,7 +203,7 @@ class CentredBlock(FoldedBlock):
         return y
 
 
-class Tagger(nn.Module):
+class ExportModel(nn.Module):
     """A CED for inference: waveform (B, samples), or log-mel (B, n_mels, T), -> probabilities (B, n_classes)."""
 
     scale: Tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 from ced_edge.errors import InputError
 from ced_edge.files import disk_errors, lock, read_json
 from ced_edge.labels import TABLE_NAME
-from ced_edge.runtime.bundle import LABELS_NAME, MANIFEST_NAME
+from ced_edge.runtime.bundle import BUNDLE_NAME, LABELS_NAME
 
 
 @contextlib.contextmanager
@@ -62,9 +62,9 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     try:
-        manifest = read_json(folder / MANIFEST_NAME)
+        manifest = read_json(folder / BUNDLE_NAME)
         # Other programs have a manifest.json too.
-        known = {MANIFEST_NAME, LABELS_NAME, TABLE_NAME, *(file["name"] for file in manifest["files"])}
+        known = {BUNDLE_NAME, LABELS_NAME, TABLE_NAME, *(file["name"] for file in manifest["files"])}
         is_bundle = isinstance(manifest["format"], int)
     except (InputError, TypeError, KeyError):
         is_bundle = False

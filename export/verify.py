@@ -79,7 +79,7 @@ def verify(bundle: Bundle, model: CED, clips: Sequence[Clip] = ()) -> list[Verdi
     for wave, tags in _sounds(bundle, clips):
         inputs = {False: wave, True: fill(wave, bundle.window_samples)}
         answers = {is_fixed: _answer(model, inputs[is_fixed]) for is_fixed in set(fixed)}
-        heard.append(([tagger.hear(wave) for tagger in taggers], [answers[is_fixed] for is_fixed in fixed]))
+        heard.append(([tagger.predict_window(wave) for tagger in taggers], [answers[is_fixed] for is_fixed in fixed]))
         labels.append(tags)
     probs, expected = (np.array(answers).swapaxes(0, 1) for answers in zip(*heard, strict=True))  # (files, clips, C)
     return [_verdict(*of_one, labels, not clips) for of_one in zip(bundle.files, probs, expected, strict=True)]

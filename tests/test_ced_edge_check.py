@@ -30,14 +30,13 @@ from ced_edge.frontend import StreamMel
 from ced_edge.labels import labels
 from ced_edge.network.checkpoint import load_model
 from ced_edge.proof.bounds import DEFAULTS, Bounds, bounds, read_bounds
-from ced_edge.proof.check import Result, broken, check, heard_alike
+from ced_edge.proof.check import Result, broken, check, same_input
 from ced_edge.proof.compare import Comparison, compare
 from ced_edge.proof.reference import read_reference
 from ced_edge.proof.targets import targets
 from ced_edge.proof.worker import _Served
 from ced_edge.runtime import backends
 from ced_edge.runtime.bundle import LABELS_NAME, Bundle, labels_text, read_bundle
-from ced_edge.runtime.tagger import Tagger
 from ced_edge.spec import SIZES
 from distill.evaluation.evaluate import evaluate
 
@@ -228,10 +227,10 @@ def test_the_real_student(student: Case) -> None:
 def test_which_clips_are_heard_alike() -> None:
     bundle = Bundle(Path(), SIZES["tiny"], 2.0, "mel", (), "", "")  # the checkpoint hears 10 s at once
     s = 16_000
-    found = [[heard_alike(bundle, fixed, n) for n in (1, s, 2 * s, 2 * s + 1, 4 * s)] for fixed in (False, True)]
+    found = [[same_input(bundle, fixed, n) for n in (1, s, 2 * s, 2 * s + 1, 4 * s)] for fixed in (False, True)]
     assert found == [[True, True, True, False, False], [False, False, True, False, False]]
     whole = dataclasses.replace(bundle, window_s=10.0)
-    found = [[heard_alike(whole, fixed, n) for n in (5 * s, 10 * s, 20 * s, 23 * s)] for fixed in (False, True)]
+    found = [[same_input(whole, fixed, n) for n in (5 * s, 10 * s, 20 * s, 23 * s)] for fixed in (False, True)]
     assert found == [[True, True, True, True], [False, True, True, False]]
 
 
@@ -253,11 +252,11 @@ def test_a_fixed_window_is_held_to_fp32_beside_it(tmp_path: Path) -> None:
 
 CONVERT = """
 import sys; from pathlib import Path
-from export.graph import Tagger; from export.convert import to_tflite
+from export.graph import ExportModel; from export.convert import to_tflite
 from tiny_bundle import tiny_model
 model = tiny_model()
 model.outputlayer[1].bias.data[0] += float(sys.argv[2])
-to_tflite(Tagger(model, waveform=False), Path(sys.argv[1]), 32_000)
+to_tflite(ExportModel(model, waveform=False), Path(sys.argv[1]), 32_000)
 """
 
 

@@ -37,14 +37,14 @@ class Echo:
         spec = SimpleNamespace(min_samples=min_samples, frontend=SPEC.frontend)
         self.bundle = SimpleNamespace(spec=spec, window_samples=round(window_s * RATE), folder="echo")
 
-    def hear(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
+    def predict_window(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
         return wave.copy()
 
 
 class Loudness(Echo):
     """A tagger of two classes: 0 where the window is loud, 1 where it is not."""
 
-    def hear(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
+    def predict_window(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
         loud = np.float32(min(1.0, float(np.abs(wave).mean())))
         return np.array([loud, 1 - loud], np.float32)
 
@@ -119,7 +119,7 @@ def test_any_chunking_is_offline_through_a_real_model(input: str, piece: int, ho
     assert same(run(make(tagger, hop_s=hop_s), np.split(wave, range(piece, len(wave), piece))), whole)
     # And each window is heard as if it were alone.
     for t in whole:
-        alone = tagger.hear(wave[round(t.start_s * RATE) : round(t.end_s * RATE)])
+        alone = tagger.predict_window(wave[round(t.start_s * RATE) : round(t.end_s * RATE)])
         np.testing.assert_array_equal(t.probs, alone)
 
 

@@ -84,10 +84,10 @@ def test_a_fixed_window_is_filled_by_repeating(model: CED, tmp_path: Path, input
     for samples in (300, 20_001, WINDOW):
         wave = noise(samples)
         repeated = by_torch(model, np.tile(wave, -(-WINDOW // samples))[:WINDOW])
-        np.testing.assert_allclose(fixed.hear(wave), repeated, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(fixed.predict_window(wave), repeated, rtol=0, atol=1e-5)
     # Over windows, each counts by what it holds, not by what it was filled up to.
     wave = noise(WINDOW + 4_000)
-    full, tail = fixed.hear(wave[:WINDOW]), fixed.hear(wave[WINDOW:])
+    full, tail = fixed.predict_window(wave[:WINDOW]), fixed.predict_window(wave[WINDOW:])
     np.testing.assert_allclose(
         fixed.predict(wave), (WINDOW * full + 4_000 * tail) / (WINDOW + 4_000), rtol=0, atol=1e-6
     )
@@ -122,7 +122,7 @@ def test_rate_channels_and_windows(model: CED) -> None:
 @pytest.mark.parametrize("samples", [0, WINDOW + 1])
 def test_a_window_that_is_none(samples: int) -> None:
     with pytest.raises(ValueError, match=f"a window holds 1 to 32000 samples, not {samples}"):
-        Tagger(shared_bundle()).hear(noise(samples))
+        Tagger(shared_bundle()).predict_window(noise(samples))
 
 
 def test_no_samples() -> None:

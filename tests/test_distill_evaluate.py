@@ -23,7 +23,7 @@ from ced_edge.proof.reference import read_reference
 from ced_edge.spec import ModelSpec
 from distill.devices import find_device
 from distill.evaluation import evaluate as evaluate_module
-from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_tagger
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
 TONES = {"low": (250.0, (3, 5)), "high": (2_000.0, (7,))}
@@ -69,7 +69,7 @@ def by_pitch(wave: Tensor) -> Tensor:
 
 
 def test_a_perfect_tagger_scores_one(clips: list[Clip]) -> None:
-    evaluation = evaluate_tagger(by_pitch, clips, 16_000)
+    evaluation = evaluate_predictor(by_pitch, clips, 16_000)
     assert evaluation.ids == tuple(c.id for c in clips)
     assert evaluation.metrics() == {
         "mean_ap": 1.0,
@@ -113,7 +113,7 @@ def test_clips_of_one_length_are_heard_together(clips: list[Clip]) -> None:
         shapes.append(tuple(wave.shape))
         return by_pitch(wave)
 
-    evaluate_tagger(tagger, clips, 16_000)
+    evaluate_predictor(tagger, clips, 16_000)
     assert sorted(shapes) == [(1, 184_000), (4, 12_800), (8, 8_000)]
 
 
@@ -135,7 +135,7 @@ def test_memory_does_not_grow_with_clips_of_many_lengths(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(evaluate_module, "_load", fake_load)
     monkeypatch.setattr(evaluate_module, "data_hash", lambda clips: "")
-    assert len(evaluate_tagger(tagger, clips, 16_000, batch_size=4).ids) == 100
+    assert len(evaluate_predictor(tagger, clips, 16_000, batch_size=4).ids) == 100
 
 
 def test_other_rates_and_segments(clips: list[Clip]) -> None:
@@ -146,7 +146,7 @@ def test_other_rates_and_segments(clips: list[Clip]) -> None:
         return by_pitch(wave)
 
     segment = dataclasses.replace(clips[5], start_s=2.0, stop_s=3.0)
-    evaluate_tagger(tagger, [segment], 32_000)
+    evaluate_predictor(tagger, [segment], 32_000)
     assert lengths == [32_000]
 
 
@@ -156,7 +156,7 @@ def test_unreadable_clips_are_counted_aloud(
     (tmp_path / "text.wav").write_text("not audio")
     soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
     bad = [Clip(n, tmp_path / n, (3,), "low") for n in ("text.wav", "nan.wav", "missing.wav")]
-    evaluation = evaluate_tagger(by_pitch, [bad[0], *clips, *bad[1:]], 16_000)
+    evaluation = evaluate_predictor(by_pitch, [bad[0], *clips, *bad[1:]], 16_000)
     assert evaluation.ids == tuple(c.id for c in clips)
     reasons = dict(evaluation.rejected)
     assert list(reasons) == ["text.wav", "nan.wav", "missing.wav"]
@@ -169,36 +169,36 @@ def test_unreadable_clips_are_counted_aloud(
 
 def test_no_clip_that_can_be_read(clips: list[Clip], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no clip with labels could be read"):
-        evaluate_tagger(by_pitch, [Clip("x", tmp_path / "x.wav", (1,))], 16_000)
+        evaluate_predictor(by_pitch, [Clip("x", tmp_path / "x.wav", (1,))], 16_000)
     unlabelled = dataclasses.replace(clips[0], labels=None)
     with pytest.raises(InputError, match="no clip with labels could be read"):
-        evaluate_tagger(by_pitch, [Clip("x", tmp_path / "x.wav", (1,)), unlabelled], 16_000)
+        evaluate_predictor(by_pitch, [Clip("x", tmp_path / "x.wav", (1,)), unlabelled], 16_000)
 
 
 def test_no_labels(clips: list[Clip]) -> None:
     with pytest.raises(InputError, match="no clip has labels"):
-        evaluate_tagger(by_pitch, [dataclasses.replace(c, labels=None) for c in clips], 16_000)
+        evaluate_predictor(by_pitch, [dataclasses.replace(c, labels=None) for c in clips], 16_000)
     with pytest.raises(InputError, match="no clip has labels"):
-        evaluate_tagger(by_pitch, [], 16_000)
+        evaluate_predictor(by_pitch, [], 16_000)
 
 
 def test_unlabelled_clips_are_heard_but_not_counted(clips: list[Clip]) -> None:
     extra = dataclasses.replace(clips[0], id="extra", labels=None, group=None)
-    evaluation = evaluate_tagger(by_pitch, [*clips, extra], 16_000)
+    evaluation = evaluate_predictor(by_pitch, [*clips, extra], 16_000)
     assert len(evaluation.probs) == 14
     # Its high tone would count as a miss of class 7.
     assert evaluation.mean_ap == 1.0
 
 
 def test_without_groups_there_is_no_top1(clips: list[Clip]) -> None:
-    evaluation = evaluate_tagger(by_pitch, [dataclasses.replace(c, group=None) for c in clips], 16_000)
+    evaluation = evaluate_predictor(by_pitch, [dataclasses.replace(c, group=None) for c in clips], 16_000)
     assert evaluation.top1_by_group is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.5, -0.1])
 def test_an_answer_that_is_no_probability_is_an_error(clips: list[Clip], value: float) -> None:
     with pytest.raises(CedEdgeError, match="no probability: the model is broken"):
-        evaluate_tagger(lambda wave: torch.full((len(wave), 527), value), clips, 16_000)
+        evaluate_predictor(lambda wave: torch.full((len(wave), 527), value), clips, 16_000)
 
 
 def test_out_of_memory_is_one_line(clips: list[Clip]) -> None:
@@ -206,7 +206,7 @@ def test_out_of_memory_is_one_line(clips: list[Clip]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(CedEdgeError, match="out of memory on cpu: use a batch size below"):
-        evaluate_tagger(tagger, clips, 16_000)
+        evaluate_predictor(tagger, clips, 16_000)
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "meta"])
@@ -257,7 +257,7 @@ def test_a_reference_never_runs_in_tf32(clips: list[Clip]) -> None:
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        evaluate_tagger(tagger, clips[:2], 16_000)
+        evaluate_predictor(tagger, clips[:2], 16_000)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before[1])
@@ -299,7 +299,7 @@ def test_the_reference_holds_it_all(model: CED, clips: list[Clip], tmp_path: Pat
 
 
 def test_json_names_the_classes(clips: list[Clip]) -> None:
-    evaluation: Evaluation = evaluate_tagger(by_pitch, clips, 16_000)
+    evaluation: Evaluation = evaluate_predictor(by_pitch, clips, 16_000)
     text = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert text["mean_ap"] == 1.0
     assert text["per_class_ap"] == {

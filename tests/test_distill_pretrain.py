@@ -26,14 +26,14 @@ from distill.packing.shards import Pack
 from distill.teaching.store import Store
 from distill.teaching.teach import teach_labels
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Stream
+from distill.training.batches import TrainingData
 from distill.training.config import PretrainConfig, TrainConfig
 from distill.training.log import read_log
 from distill.training.loop import Interrupted
 from distill.training.optimizers import make_optimizers
 from distill.training.pretrain import (
     MaskedAutoencoder,
-    Waves,
+    WaveBatches,
     n_visible,
     new_student,
     patches,
@@ -203,11 +203,11 @@ def test_what_the_optimizers_hold(optimizer: str) -> None:
 
 def test_windows_differ_from_pass_to_pass(packed: Pack) -> None:
     stream = waves(packed, PretrainConfig(**SHORT))
-    batches = [batch.wave for batch, _ in zip(Waves(stream), range(5), strict=False)]
+    batches = [batch.wave for batch, _ in zip(WaveBatches(stream), range(5), strict=False)]
     assert all(batch.shape == (8, RATE_HZ) and batch.abs().max() <= 1.0 for batch in batches)
     rows = torch.cat(batches)
     assert len(rows.unique(dim=0)) == len(rows)
-    again = next(iter(Waves(stream, first=3))).wave
+    again = next(iter(WaveBatches(stream, first=3))).wave
     assert torch.equal(again, batches[3])
 
 
@@ -232,7 +232,7 @@ def test_it_learns_and_leaves_a_student_to_start_from(packed: Pack, tmp_path: Pa
     # And training takes it.
     store = Store(tmp_path / "store", ViewRecipe(windows=((1, 1.0),)), [], 5, packed.hash, clean=True)
     teach_labels(packed, store)
-    stream = Stream(packed, store, store.recipe, batch=8, rate_hz=RATE_HZ)
+    stream = TrainingData(packed, store, store.recipe, batch=8, rate_hz=RATE_HZ)
     trained = TrainConfig(steps=2, batch=8, workers=0, precision="fp32", ema=0.0)
     assert load_model(train(tmp_path / "train", stream, trained, init=load_model(tmp_path / "run"))).spec == NARROW
 

@@ -17,7 +17,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from distill.cli import teachers
 from distill.teachers import registry
-from distill.teachers.registry import Known, download, fetch, known
+from distill.teachers.registry import KnownTeacher, download, fetch, known
 
 BODY = bytes(range(256)) * 4_000
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -66,9 +66,9 @@ def test_pinned_hashes_are_those_of_the_files_here(shared: Path) -> None:
 
 
 def test_fetch(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = Known("pinned", "", server + "ok.pt", "MIT", None, DIGEST)
-    loose = Known("loose", "", server + "nolength.pt", "MIT", None)
-    mapped = Known("mapped", "", server + "ok.pt", "MIT", None, DIGEST, class_map=True)
+    pinned = KnownTeacher("pinned", "", server + "ok.pt", "MIT", None, DIGEST)
+    loose = KnownTeacher("loose", "", server + "nolength.pt", "MIT", None)
+    mapped = KnownTeacher("mapped", "", server + "ok.pt", "MIT", None, DIGEST, class_map=True)
     monkeypatch.setattr(registry, "_KNOWN", (pinned, loose, mapped, registry.by_name("ced-tiny")))
     seen: list[tuple[int, int | None]] = []
     path = fetch("pinned", tmp_path / "new", progress=lambda done, total: seen.append((done, total)))
@@ -107,7 +107,7 @@ def test_a_terminal_sees_how_far_it_is(tmp_path: Path, server: str, monkeypatch:
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(registry, "_KNOWN", (Known("pinned", "", server + "ok.pt", "MIT", None, DIGEST),))
+    monkeypatch.setattr(registry, "_KNOWN", (KnownTeacher("pinned", "", server + "ok.pt", "MIT", None, DIGEST),))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(sys, "stderr", shown := Terminal())
     assert teachers.callback is not None

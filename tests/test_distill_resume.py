@@ -33,7 +33,7 @@ from ced_edge.network.checkpoint import load_model
 from distill.pipeline import run_train
 from distill.teaching.views import ViewRecipe
 from distill.training import loop
-from distill.training.batches import Stream
+from distill.training.batches import TrainingData
 from distill.training.config import TrainConfig
 from distill.training.log import LOG_NAME, read_log
 from distill.training.loop import MODEL_NAME, STATE_NAME, Interrupted, stop_politely
@@ -47,7 +47,7 @@ def _small_student() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+def stream(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return make_stream(tmp_path_factory.mktemp("data"))
 
 
@@ -56,7 +56,7 @@ def same_files(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_a_stopped_run_goes_on_exactly(stream: Stream, tmp_path: Path, workers: int) -> None:
+def test_a_stopped_run_goes_on_exactly(stream: TrainingData, tmp_path: Path, workers: int) -> None:
     chosen = config(steps=20, workers=workers)
     train(tmp_path / "whole", stream, chosen, reporter=Notes())
     stop_at(7, tmp_path / "parts", stream, chosen)
@@ -68,16 +68,16 @@ def test_a_stopped_run_goes_on_exactly(stream: Stream, tmp_path: Path, workers: 
     assert same_files(tmp_path / "parts" / MODEL_NAME, tmp_path / "whole" / MODEL_NAME)
 
 
-def test_clean_answers_go_on_exactly_too(stream: Stream, tmp_path: Path) -> None:
+def test_clean_answers_go_on_exactly_too(stream: TrainingData, tmp_path: Path) -> None:
     clean = make_store(tmp_path / "store", stream.pack, clean=True)
-    views = Stream(stream.pack, clean, ViewRecipe(windows=((5, 0.3),)), 4, RATE_HZ)
+    views = TrainingData(stream.pack, clean, ViewRecipe(windows=((5, 0.3),)), 4, RATE_HZ)
     train(tmp_path / "whole", views, config(steps=8), reporter=Notes())
     stop_at(3, tmp_path / "parts", views, config(steps=8))
     train(tmp_path / "parts", views, config(steps=8), reporter=Notes())
     assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
 
 
-def test_stopping_is_told_with_the_exit_code_of_a_shell(stream: Stream, tmp_path: Path) -> None:
+def test_stopping_is_told_with_the_exit_code_of_a_shell(stream: TrainingData, tmp_path: Path) -> None:
     notes = Notes(lambda step: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted, match=r"stopped at step 1 of 18: saved in .*; run the same again to go on") as e:
         train(tmp_path, stream, config(), reporter=notes)
@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_old_handlers_come_back() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_training_outside_the_main_thread_works(stream: Stream, tmp_path: Path) -> None:
+def test_training_outside_the_main_thread_works(stream: TrainingData, tmp_path: Path) -> None:
     done: list[Path] = []
     thread = threading.Thread(target=lambda: done.append(train(tmp_path, stream, config(steps=2))))
     thread.start()
@@ -104,7 +104,7 @@ def test_training_outside_the_main_thread_works(stream: Stream, tmp_path: Path) 
 
 
 def test_a_checkpoint_comes_every_so_many_minutes(
-    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stream: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr(loop, "save_state", lambda path, state: saved.append(state["step"]))
@@ -116,7 +116,7 @@ def test_a_checkpoint_comes_every_so_many_minutes(
 
 @pytest.mark.parametrize("between", ["before the weights", "between weights and state"])
 def test_a_run_killed_while_saving_goes_on_exactly(
-    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str
+    stream: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str
 ) -> None:
     chosen = config(steps=8, checkpoint_minutes=0.0)
     train(tmp_path / "whole", stream, chosen, reporter=Notes())
@@ -148,7 +148,7 @@ def test_a_run_killed_while_saving_goes_on_exactly(
 
 
 @pytest.fixture(scope="module")
-def whole(stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(stream: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the command line, from its start to its end, saving after each step."""
     run = tmp_path_factory.mktemp("whole")
     done = run_command(*training(stream, run))
@@ -157,7 +157,7 @@ def whole(stream: Stream, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def training(stream: Stream, run: Path) -> list[object]:
+def training(stream: TrainingData, run: Path) -> list[object]:
     flags = {**QUICK, "steps": 60, "workers": 1, "checkpoint_minutes": 0}
     options = [part for k, v in flags.items() for part in ("--" + k.replace("_", "-"), v)]
     return ["train", "--pack", stream.pack.location, "--store", stream.store.path, "--out", run, "--resume", *options]
@@ -165,7 +165,7 @@ def training(stream: Stream, run: Path) -> list[object]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_process_that_was_stopped_goes_on_exactly(
-    stream: Stream, whole: Path, tmp_path: Path, number: signal.Signals
+    stream: TrainingData, whole: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     """Signals go to the whole process group, as a terminal sends Ctrl-C: to the workers too."""
     process = start_command(*training(stream, tmp_path))
@@ -192,7 +192,7 @@ def test_a_process_that_was_stopped_goes_on_exactly(
 # Several processes.
 
 
-def test_two_processes_train_one_model_and_stop_together(stream: Stream, tmp_path: Path) -> None:
+def test_two_processes_train_one_model_and_stop_together(stream: TrainingData, tmp_path: Path) -> None:
     """torchrun passes a termination on; both leave after the same step, the first one saves, and both go on exactly."""
     flags = ["--steps", 50, "--batch", 8, "--workers", 1, "--log-every", 1, "--precision", "fp32", "--resume"]
 
@@ -224,7 +224,7 @@ def test_two_processes_train_one_model_and_stop_together(stream: Stream, tmp_pat
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(
-    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stream: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="--batch 4 cannot be shared by 3 processes"):

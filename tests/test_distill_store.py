@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 import distill.teaching.store
 from ced_edge.errors import CedEdgeError, InputError
-from distill.teaching.store import CLEAN_EPOCH, Answers, Store, dequantise, quantise
+from distill.teaching.store import CLEAN_EPOCH, Store, TopK, dequantise, quantise
 from distill.teaching.views import ViewRecipe
 
 N = 527
@@ -78,7 +78,7 @@ def test_equal_probabilities_are_kept_in_class_order() -> None:
     p = np.zeros((2, N), np.float32)
     p[0, [500, 30, 7]] = 0.5
     p[1, 526] = 0.1
-    answers = Answers.top_k(p, 5)
+    answers = TopK.top_k(p, 5)
     assert answers.index.tolist() == [[7, 30, 500, 0, 1], [526, 0, 1, 2, 3]]
     assert answers.value.tolist() == [[0.5, 0.5, 0.5, 0.0, 0.0], [pytest.approx(0.1), 0.0, 0.0, 0.0, 0.0]]
     assert answers.tail.tolist() == [0.0, 0.0]
@@ -90,7 +90,7 @@ def test_equal_probabilities_are_kept_in_class_order() -> None:
 )
 @settings(deadline=None, max_examples=25)
 def test_top_k_against_sorting_in_python(p: NDArray[np.float32], k: int) -> None:
-    answers = Answers.top_k(p, k)
+    answers = TopK.top_k(p, k)
     for row, index, value, tail in zip(p.tolist(), answers.index, answers.value, answers.tail, strict=True):
         want = sorted(range(N), key=lambda c: (-row[c], c))
         assert index.tolist() == want[:k]
@@ -99,7 +99,7 @@ def test_top_k_against_sorting_in_python(p: NDArray[np.float32], k: int) -> None
 
 
 def test_fill_rules_by_hand() -> None:
-    answers = Answers(
+    answers = TopK(
         np.array([[3, 1], [0, 526]], np.uint16),
         np.array([[0.9, 0.5], [0.2, 0.001]], np.float32),
         np.array([10.5, 52.5], np.float32),
@@ -118,14 +118,14 @@ def test_fill_rules_by_hand() -> None:
 
 def test_all_classes_kept() -> None:
     p = realistic(4)
-    dense, kept = Answers.top_k(p, N).dense("tail")
+    dense, kept = TopK.top_k(p, N).dense("tail")
     np.testing.assert_array_equal(dense, p)
     assert kept.all()
 
 
 def test_tail_rule_keeps_the_sum() -> None:
     p = realistic(50)
-    dense, _ = Answers.top_k(p, 20).dense("tail")
+    dense, _ = TopK.top_k(p, 20).dense("tail")
     np.testing.assert_allclose(dense.sum(axis=1), p.sum(axis=1), rtol=1e-5)
 
 
@@ -136,7 +136,7 @@ def test_tail_rule_keeps_the_sum() -> None:
 @settings(deadline=None, max_examples=25)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, clips: int, k: int, seed: int) -> None:
     store = store_at(tmp_path_factory.mktemp("store"), k=k)
-    answers = Answers.top_k(realistic(clips, seed), k)
+    answers = TopK.top_k(realistic(clips, seed), k)
     assert not store.done(1, SHARD)
     store.write(1, SHARD, answers)
     assert store.done(1, SHARD)
@@ -155,7 +155,7 @@ def test_bytes_per_view(tmp_path: Path, clips: int) -> None:
     store = store_at(tmp_path)
     store.create()
     for epoch in store.epochs:
-        store.write(epoch, SHARD, Answers.top_k(realistic(clips, epoch), 20))
+        store.write(epoch, SHARD, TopK.top_k(realistic(clips, epoch), 20))
     assert store.bytes() == sum(len(content) for content in files(tmp_path).values())
     assert store.bytes() / (2 * clips) <= 48
 
@@ -166,7 +166,7 @@ def test_bytes_per_view_at_worst(tmp_path: Path) -> None:
     store.create()
     rng = np.random.default_rng(0)
     for epoch in store.epochs:
-        store.write(epoch, SHARD, Answers.top_k(rng.random((1_024, N), np.float32) ** 200, 20))
+        store.write(epoch, SHARD, TopK.top_k(rng.random((1_024, N), np.float32) ** 200, 20))
     assert store.bytes() / (2 * 1_024) <= 48
 
 
@@ -199,7 +199,7 @@ def test_store_survives_reopening(tmp_path: Path) -> None:
 def test_another_store_is_refused_by_name_and_left_alone(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     store = store_at(tmp_path)
     store.create()
-    store.write(0, SHARD, Answers.top_k(realistic(4), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(4), 20))
     before = files(tmp_path)
     other = store_at(tmp_path, **changes)
     for refused in (other.create, other.check):
@@ -215,7 +215,7 @@ def test_another_store_is_refused_by_name_and_left_alone(tmp_path: Path, changes
 def test_epochs_can_be_added_and_are_never_lost(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     store.create()
-    store.write(0, SHARD, Answers.top_k(realistic(4), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(4), 20))
     longer = store_at(tmp_path, recipe=dataclasses.replace(RECIPE, windows=((2, 1.0), (3, 5.0))))
     assert not longer.check()
     longer.create()
@@ -228,7 +228,7 @@ def test_epochs_can_be_added_and_are_never_lost(tmp_path: Path) -> None:
 
 def test_files_of_other_epochs_and_shards_are_refused(tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    store.write(0, SHARD, Answers.top_k(realistic(4), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(4), 20))
     for epoch, shard in ((1, SHARD), (0, "shard-000001.tar")):
         store.file(epoch, shard).parent.mkdir(exist_ok=True)
         shutil.copy(store.file(0, SHARD), store.file(epoch, shard))
@@ -245,7 +245,7 @@ def test_missing_answers_and_missing_store(tmp_path: Path) -> None:
 
 def test_wrong_number_of_clips(tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    store.write(0, SHARD, Answers.top_k(realistic(4), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(4), 20))
     with pytest.raises(InputError, match="not 5 answers"):
         store.read(0, SHARD, 5)
 
@@ -283,11 +283,11 @@ def test_header_without_a_field(tmp_path: Path, field: str) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = store_at(tmp_path_factory.mktemp("written"))
-    store.write(0, SHARD, Answers.top_k(realistic(40), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(40), 20))
     return store
 
 
-def read_damaged(tmp: Path, damaged: bytes) -> Answers:
+def read_damaged(tmp: Path, damaged: bytes) -> TopK:
     store = store_at(tmp)
     store.file(0, SHARD).parent.mkdir(exist_ok=True)
     store.file(0, SHARD).write_bytes(damaged)
@@ -348,16 +348,16 @@ def test_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             yield temporary
 
     store = store_at(tmp_path)
-    store.write(0, SHARD, Answers.top_k(realistic(4), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(4), 20))
     before = files(tmp_path)
     monkeypatch.setattr(distill.teaching.store, "atomic_path", on_full_disk)
     with pytest.raises(CedEdgeError, match=r"disk full while writing .*e001.*run again") as e:
-        store.write(1, SHARD, Answers.top_k(realistic(600), 20))
+        store.write(1, SHARD, TopK.top_k(realistic(600), 20))
     assert e.value.exit_code == 1
     assert files(tmp_path) == before
     assert [f.name for f in store.file(1, SHARD).parent.iterdir()] == []
     monkeypatch.undo()
-    store.write(1, SHARD, Answers.top_k(realistic(600), 20))
+    store.write(1, SHARD, TopK.top_k(realistic(600), 20))
     assert store.done(1, SHARD)
 
 
@@ -367,7 +367,7 @@ def test_failing_writer_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
     with pytest.raises(CedEdgeError, match="disk full"):
-        store_at(tmp_path).write(0, SHARD, Answers.top_k(realistic(4), 20))
+        store_at(tmp_path).write(0, SHARD, TopK.top_k(realistic(4), 20))
     assert files(tmp_path) == {}
 
 
@@ -378,7 +378,7 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
     for leftover in (tmp_path / ".store.json.123.tmp", file.with_name(f".{file.name}.4567.tmp")):
         leftover.write_bytes(b"half")
     store.create()
-    store.write(0, SHARD, Answers.top_k(realistic(4), 20))
+    store.write(0, SHARD, TopK.top_k(realistic(4), 20))
     assert sorted(files(tmp_path)) == [f"e000/{SHARD}.parquet", "store.json"]
 
 
@@ -386,4 +386,4 @@ def test_leftovers_of_killed_processes_go(tmp_path: Path) -> None:
 def test_unwritable_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(CedEdgeError, match="cannot write"):
-        store_at(tmp_path).write(0, SHARD, Answers.top_k(realistic(4), 20))
+        store_at(tmp_path).write(0, SHARD, TopK.top_k(realistic(4), 20))

@@ -27,7 +27,7 @@ from distill.teachers.ensemble import Ensemble
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.teach import Job, teach, teach_labels, units
 from distill.teaching.views import INT16_SCALE, ViewRecipe
-from distill.training.batches import Stream, Views
+from distill.training.batches import Batches, TrainingData
 
 N = 527
 
@@ -88,9 +88,9 @@ def test_student_hears_what_the_teacher_heard(packed: Pack, listener: Listener, 
     told = {wave.tobytes() for wave in listener.heard}
     assert len(told) == len(listener.heard)
 
-    stream = Stream(packed, job.store, RECIPE, batch=4, rate_hz=RATE_HZ)
+    stream = TrainingData(packed, job.store, RECIPE, batch=4, rate_hz=RATE_HZ)
     learnt: list[bytes] = []
-    for batch in itertools.islice(Views(stream), packed.clips * RECIPE.epochs // 4):
+    for batch in itertools.islice(Batches(stream), packed.clips * RECIPE.epochs // 4):
         for wave, target in zip(batch.wave.numpy(), batch.target.numpy(), strict=True):
             np.testing.assert_array_equal(target, fingerprint(wave))
             learnt.append(wave.tobytes())
@@ -100,8 +100,8 @@ def test_student_hears_what_the_teacher_heard(packed: Pack, listener: Listener, 
 def test_two_students_hear_what_the_teacher_heard(packed: Pack, listener: Listener, tmp_path: Path) -> None:
     job = listened(packed, listener, tmp_path)
     teach(job)
-    streams = [Stream(packed, job.store, RECIPE, 6, RATE_HZ, rank=r, world=2) for r in range(2)]
-    batches = [b for s in streams for b in itertools.islice(Views(s), packed.clips * RECIPE.epochs // 12)]
+    streams = [TrainingData(packed, job.store, RECIPE, 6, RATE_HZ, rank=r, world=2) for r in range(2)]
+    batches = [b for s in streams for b in itertools.islice(Batches(s), packed.clips * RECIPE.epochs // 12)]
     assert sorted(w.tobytes() for b in batches for w in b.wave.numpy()) == sorted(w.tobytes() for w in listener.heard)
 
 

@@ -86,24 +86,24 @@ def test_mn04_at_16_khz_is_the_same_teacher(mn04: MobileNetTeacher, shared: Path
     for samples in (len(wave) // 2, 47_999, 48_000, 48_001):
         half = soxr.resample(wave, 32_000, 16_000)[:samples]
         full = soxr.resample(half, 16_000, 32_000, quality="VHQ")[: 2 * samples]
-        hearing = mn04.hearing(16_000)
-        a, b = mn04.front_end(torch.from_numpy(full)[None]), hearing.front_end(torch.from_numpy(half)[None])
+        at_rate = mn04.at_rate(16_000)
+        a, b = mn04.front_end(torch.from_numpy(full)[None]), at_rate.front_end(torch.from_numpy(half)[None])
         assert a.shape == b.shape
         # Not at the very ends, where the two ways of making up sound beyond them differ.
         difference = (a - b).abs()[:, :, 2:-2]
         assert difference.mean() < 3e-3  # of a spread of 1
         # Where the sound has its energy; in the last bins below 8 kHz the resampler's own slope counts.
         assert difference[:, :100].max() < 0.15
-        probs = mn04(torch.from_numpy(full)[None]), hearing(torch.from_numpy(half)[None])
+        probs = mn04(torch.from_numpy(full)[None]), at_rate(torch.from_numpy(half)[None])
         torch.testing.assert_close(*probs, atol=0.02, rtol=0)
 
 
 def test_hearing_leaves_other_rates_alone(mobilenet: MobileNetTeacher) -> None:
-    assert mobilenet.hearing(32_000) is mobilenet
-    assert mobilenet.hearing(44_100) is mobilenet
-    other = mobilenet.hearing(16_000)
+    assert mobilenet.at_rate(32_000) is mobilenet
+    assert mobilenet.at_rate(44_100) is mobilenet
+    other = mobilenet.at_rate(16_000)
     assert (other.rate_hz, other.sha256, mobilenet.rate_hz) == (16_000, mobilenet.sha256, 32_000)
-    assert other.hearing(16_000) is other
+    assert other.at_rate(16_000) is other
 
 
 def test_kaldi_filters_against_torchaudio() -> None:

@@ -30,7 +30,7 @@ from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import git_revision, load_model, read_metadata
 from ced_edge.spec import ModelSpec
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Batch, Stream
+from distill.training.batches import Batch, TrainingData
 from distill.training.config import TrainConfig
 from distill.training.log import TrainLog, read_log
 from distill.training.loop import MODEL_NAME, STATE_NAME
@@ -45,7 +45,7 @@ def _small_student() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+def stream(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return make_stream(tmp_path_factory.mktemp("data"))
 
 
@@ -53,9 +53,9 @@ def same_files(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
-def test_the_loss_falls_and_the_student_tells_the_tones_apart(stream: Stream, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_student_tells_the_tones_apart(stream: TrainingData, tmp_path: Path) -> None:
     recipe = ViewRecipe(windows=((5, 0.4),), mix=(1.0,))
-    views = Stream(stream.pack, make_store(tmp_path / "store", stream.pack, recipe), recipe, 8, RATE_HZ)
+    views = TrainingData(stream.pack, make_store(tmp_path / "store", stream.pack, recipe), recipe, 8, RATE_HZ)
     notes = Notes()
     weights = train(tmp_path, views, config(steps=80, batch=8, lr=1e-2), reporter=notes)
     rows = read_log(tmp_path)
@@ -75,7 +75,7 @@ def test_the_loss_falls_and_the_student_tells_the_tones_apart(stream: Stream, tm
         assert load_model(weights)(tones).argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 
-def test_the_checkpoint_says_what_it_is(stream: Stream, tmp_path: Path) -> None:
+def test_the_checkpoint_says_what_it_is(stream: TrainingData, tmp_path: Path) -> None:
     weights = train(tmp_path, stream, config(steps=3, seed=5))
     assert weights == tmp_path / MODEL_NAME
     told = read_metadata(weights)
@@ -94,7 +94,7 @@ def test_the_checkpoint_says_what_it_is(stream: Stream, tmp_path: Path) -> None:
     assert set(load_file(weights)) == set(state["model"])
 
 
-def test_what_is_saved_are_the_averaged_weights(stream: Stream, tmp_path: Path) -> None:
+def test_what_is_saved_are_the_averaged_weights(stream: TrainingData, tmp_path: Path) -> None:
     for name, ema in (("raw", 0.0), ("averaged", 0.9)):
         train(tmp_path / name, stream, config(steps=12, ema=ema))
     raw, averaged = (load_file(tmp_path / name / MODEL_NAME) for name in ("raw", "averaged"))
@@ -120,13 +120,13 @@ def test_the_average_is_that_of_the_formula() -> None:
     assert counts[0].item() == 7
 
 
-def test_steps_are_those_of_all_epochs_unless_told(stream: Stream, tmp_path: Path) -> None:
+def test_steps_are_those_of_all_epochs_unless_told(stream: TrainingData, tmp_path: Path) -> None:
     notes = Notes()
     train(tmp_path, stream, config(), reporter=notes)
     assert notes.steps[-1] == 3 * 24 // 4
 
 
-def test_asked_again_a_finished_run_is_left_alone(stream: Stream, tmp_path: Path) -> None:
+def test_asked_again_a_finished_run_is_left_alone(stream: TrainingData, tmp_path: Path) -> None:
     train(tmp_path, stream, config(steps=3), reporter=Notes())
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     notes = Notes()
@@ -142,7 +142,7 @@ def test_asked_again_a_finished_run_is_left_alone(stream: Stream, tmp_path: Path
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_optimizer_and_precision_learns_and_goes_on(
-    stream: Stream, tmp_path: Path, optimizer: str, precision: str
+    stream: TrainingData, tmp_path: Path, optimizer: str, precision: str
 ) -> None:
     chosen = config(steps=24, optimizer=optimizer, precision=precision)
     train(tmp_path / "whole", stream, chosen, reporter=Notes())
@@ -156,7 +156,7 @@ def test_every_optimizer_and_precision_learns_and_goes_on(
 # The monitor of the plateau.
 
 
-def test_a_student_that_says_the_same_of_every_clip_is_warned_of(stream: Stream, tmp_path: Path) -> None:
+def test_a_student_that_says_the_same_of_every_clip_is_warned_of(stream: TrainingData, tmp_path: Path) -> None:
     notes = Notes()
     train(tmp_path, stream, config(steps=10, lr=1e-9), reporter=notes)
     assert len(notes.warnings) == 1
@@ -181,7 +181,7 @@ def test_no_warning_at_the_start_nor_of_a_student_that_tells_clips_apart(tmp_pat
 # The parts.
 
 
-def test_the_head_starts_at_the_mean_answer_and_the_blocks_at_nothing(stream: Stream) -> None:
+def test_the_head_starts_at_the_mean_answer_and_the_blocks_at_nothing(stream: TrainingData) -> None:
     model = new_student(stream, config())
     dense = [stream.store.read(0, s.name, s.clips).dense("tail")[0] for s in stream.pack.shards]
     head = model.outputlayer[1]

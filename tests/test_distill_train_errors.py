@@ -31,10 +31,10 @@ from tiny_run import (
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import load_model
-from distill.teaching.store import Answers
+from distill.teaching.store import TopK
 from distill.teaching.views import ViewRecipe
 from distill.training import loop
-from distill.training.batches import Stream
+from distill.training.batches import TrainingData
 from distill.training.log import LOG_NAME, TrainLog, read_log
 from distill.training.loop import MODEL_NAME, STATE_NAME
 from distill.training.train import train
@@ -47,12 +47,12 @@ def _small_student() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Stream:
+def stream(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return make_stream(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
-def saved(stream: Stream, tmp_path: Path) -> Path:
+def saved(stream: TrainingData, tmp_path: Path) -> Path:
     """A run that was stopped after step 4 of 12."""
     stop_at(4, tmp_path / "run", stream, config(steps=12))
     return tmp_path / "run"
@@ -73,7 +73,7 @@ def one_line(e: pytest.ExceptionInfo[CedEdgeError]) -> str:
 
 
 def test_an_absurd_learning_rate_is_told_and_the_checkpoint_kept(
-    stream: Stream, saved: Path, monkeypatch: pytest.MonkeyPatch
+    stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "schedule", lambda *_: 1e30)
     with pytest.raises(CedEdgeError, match=r"gradient is not finite at step \d+ \(loss .*try a lower --lr") as e:
@@ -82,15 +82,19 @@ def test_an_absurd_learning_rate_is_told_and_the_checkpoint_kept(
     assert_kept(saved)
 
 
-def test_poisoned_answers_are_told(stream: Stream, tmp_path: Path) -> None:
+def test_poisoned_answers_are_told(stream: TrainingData, tmp_path: Path) -> None:
     poisoned = make_store(tmp_path / "store", stream.pack)
-    nan = Answers.top_k(np.full((6, 527), np.nan, np.float32), 5)
+    nan = TopK.top_k(np.full((6, 527), np.nan, np.float32), 5)
     for shard in stream.pack.shards:  # a tail that is no number: eight bits cannot hold one
         poisoned.file(0, shard.name).unlink()
-        answers = Answers(nan.index, np.zeros_like(nan.value) + 0.5, nan.tail)
+        answers = TopK(nan.index, np.zeros_like(nan.value) + 0.5, nan.tail)
         poisoned.write(0, shard.name, answers)
     with pytest.raises(CedEdgeError, match=r"not finite at step 0 \(loss nan\)"):
-        train(tmp_path / "run", Stream(stream.pack, poisoned, RECIPE, 4, RATE_HZ), config(steps=12, prior_bias=False))
+        train(
+            tmp_path / "run",
+            TrainingData(stream.pack, poisoned, RECIPE, 4, RATE_HZ),
+            config(steps=12, prior_bias=False),
+        )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,7 @@ def test_poisoned_answers_are_told(stream: Stream, tmp_path: Path) -> None:
     ],
 )
 def test_too_little_memory_is_told(
-    stream: Stream, saved: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def forward(*_: object) -> None:
         raise error
@@ -116,7 +120,7 @@ def test_too_little_memory_is_told(
 
 
 def test_other_errors_are_not_called_something_else(
-    stream: Stream, saved: Path, monkeypatch: pytest.MonkeyPatch
+    stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forward(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
@@ -128,7 +132,7 @@ def test_other_errors_are_not_called_something_else(
 
 
 @pytest.mark.parametrize("name", [MODEL_NAME, STATE_NAME])
-def test_a_disk_that_is_full_while_saving_is_told(stream: Stream, saved: Path, name: str) -> None:
+def test_a_disk_that_is_full_while_saving_is_told(stream: TrainingData, saved: Path, name: str) -> None:
     room = (saved / name).stat().st_size - 1_000
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -150,7 +154,7 @@ def test_a_disk_that_is_full_while_saving_is_told(stream: Stream, saved: Path, n
 
 
 def test_a_disk_that_is_full_while_logging_is_told(
-    stream: Stream, saved: Path, monkeypatch: pytest.MonkeyPatch
+    stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -162,7 +166,7 @@ def test_a_disk_that_is_full_while_logging_is_told(
     assert_kept(saved)
 
 
-def test_a_renderer_that_dies_is_told(stream: Stream, tmp_path: Path) -> None:
+def test_a_renderer_that_dies_is_told(stream: TrainingData, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["--batch", 4, "--workers", 1, "--steps", 5_000, "--log-every", 1]
     process = start_command("train", "--pack", stream.pack.location, "--store", stream.store.path, "--out", run, *flags)
@@ -175,13 +179,15 @@ def test_a_renderer_that_dies_is_told(stream: Stream, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_run_of_another_recipe_is_refused_and_what_differs_named(stream: Stream, saved: Path, tmp_path: Path) -> None:
+def test_a_run_of_another_recipe_is_refused_and_what_differs_named(
+    stream: TrainingData, saved: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"was begun with other values of lr, steps: choose another"):
         train(saved, stream, config(steps=13, lr=1e-4))
     recipe = ViewRecipe(seed=1, windows=RECIPE.windows)
     other = make_store(tmp_path / "store", stream.pack, recipe)
     with pytest.raises(InputError, match=r"with other values of seed: "):
-        train(saved, Stream(stream.pack, other, recipe, 4, RATE_HZ), config(steps=12))
+        train(saved, TrainingData(stream.pack, other, recipe, 4, RATE_HZ), config(steps=12))
     assert_kept(saved)
     # How often is saved and logged changes nothing in what is learnt.
     train(saved, stream, config(steps=12, checkpoint_minutes=9.0, log_every=5), reporter=Notes())
@@ -189,7 +195,7 @@ def test_a_run_of_another_recipe_is_refused_and_what_differs_named(stream: Strea
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"no state at all", "half"])
-def test_a_broken_state_is_refused(stream: Stream, saved: Path, content: bytes | str) -> None:
+def test_a_broken_state_is_refused(stream: TrainingData, saved: Path, content: bytes | str) -> None:
     whole = (saved / STATE_NAME).read_bytes()
     (saved / STATE_NAME).write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r"state.pt is no training state .*delete it to start over") as e:
@@ -197,7 +203,7 @@ def test_a_broken_state_is_refused(stream: Stream, saved: Path, content: bytes |
     assert "\n" not in str(e.value)
 
 
-def test_a_broken_log_is_refused_and_a_torn_last_line_is_not(stream: Stream, saved: Path) -> None:
+def test_a_broken_log_is_refused_and_a_torn_last_line_is_not(stream: TrainingData, saved: Path) -> None:
     log = saved / LOG_NAME
     text = log.read_text()
     log.write_text(text + "5,0.1,0.")
@@ -209,25 +215,25 @@ def test_a_broken_log_is_refused_and_a_torn_last_line_is_not(stream: Stream, sav
         read_log(saved)
 
 
-def test_a_store_of_another_pack_or_of_other_views_is_refused(stream: Stream, tmp_path: Path) -> None:
+def test_a_store_of_another_pack_or_of_other_views_is_refused(stream: TrainingData, tmp_path: Path) -> None:
     other = make_pack(tmp_path / "other", n=20)
     with pytest.raises(InputError, match="is a store of another pack"):
-        train(tmp_path / "run", Stream(other, stream.store, RECIPE, 4, RATE_HZ), config())
+        train(tmp_path / "run", TrainingData(other, stream.store, RECIPE, 4, RATE_HZ), config())
     with pytest.raises(InputError, match="answers about other views"):
-        train(tmp_path / "run", Stream(stream.pack, stream.store, ViewRecipe(), 4, RATE_HZ), config())
+        train(tmp_path / "run", TrainingData(stream.pack, stream.store, ViewRecipe(), 4, RATE_HZ), config())
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("seconds", [0.1, 10.5])
-def test_windows_that_the_student_cannot_hear_are_refused(stream: Stream, tmp_path: Path, seconds: float) -> None:
+def test_windows_that_the_student_cannot_hear_are_refused(stream: TrainingData, tmp_path: Path, seconds: float) -> None:
     recipe = ViewRecipe(windows=((1, 0.4), (1, seconds)))
     store = make_store(tmp_path / "store", stream.pack, recipe)
     with pytest.raises(InputError, match=f"views of {seconds:g} s do not fit the student, which hears 0.15 to 10.12 s"):
-        train(tmp_path / "run", Stream(stream.pack, store, recipe, 4, RATE_HZ), config())
+        train(tmp_path / "run", TrainingData(stream.pack, store, recipe, 4, RATE_HZ), config())
 
 
-def test_an_unfinished_store_is_refused(stream: Stream, tmp_path: Path) -> None:
+def test_an_unfinished_store_is_refused(stream: TrainingData, tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", stream.pack)
     store.file(2, stream.pack.shards[0].name).unlink()
     with pytest.raises(InputError, match="has not finished this store"):
-        train(tmp_path / "run", Stream(stream.pack, store, RECIPE, 4, RATE_HZ), config(workers=1))
+        train(tmp_path / "run", TrainingData(stream.pack, store, RECIPE, 4, RATE_HZ), config(workers=1))

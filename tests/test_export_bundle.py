@@ -85,7 +85,7 @@ def test_each_file_answers_as_the_checkpoint(exported: Path, model: CED, name: s
         heard = wave if name.endswith("onnx") else fill(wave, 16_000)
         with torch.inference_mode():
             expected = predict(model, torch.from_numpy(heard.copy())[None])[0].numpy()
-        assert np.abs(tagger.hear(wave) - expected).max() < limit
+        assert np.abs(tagger.predict_window(wave) - expected).max() < limit
 
 
 def test_the_bundle_tells_what_it_is(exported: Path) -> None:
@@ -155,7 +155,7 @@ def test_clips_without_labels_or_sound(
     row = json.loads(out)["files"][-1]
     assert row["clips"] == 6
     waves = [soundfile.read(sounds / f"{i}.wav", dtype="float32")[0][:16_000] for i in range(5)]
-    probs = [Tagger(tmp_path / "b").hear(wave) for wave in waves]
+    probs = [Tagger(tmp_path / "b").predict_window(wave) for wave in waves]
     targets = np.zeros((5, N_CLASSES), bool)
     targets[np.arange(5), np.arange(5) % 3] = True
     assert row["mean_ap"] == pytest.approx(average_precision_score(targets[:, :3], np.stack(probs)[:, :3]), abs=1e-6)

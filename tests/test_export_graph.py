@@ -12,7 +12,7 @@ from ced_edge.frontend import mel_filters
 from ced_edge.network.ced import CED, predict
 from ced_edge.network.frontend import LogMel
 from ced_edge.spec import FrontendSpec, ModelSpec
-from export.graph import CentredBlock, FrontEnd, Tagger
+from export.graph import CentredBlock, ExportModel, FrontEnd
 
 SPEC = FrontendSpec()
 
@@ -91,12 +91,12 @@ def test_tagger_is_the_model(model: CED, samples: int, waveform: bool) -> None:
     atol = 5e-5 if waveform else 1e-5
     with torch.inference_mode():
         x = wave if waveform else model.front_end(wave)
-        torch.testing.assert_close(Tagger(model, waveform)(x), predict(model, wave), atol=atol, rtol=0)
+        torch.testing.assert_close(ExportModel(model, waveform)(x), predict(model, wave), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("samples", [5_000, 16_000, 160_000])
 def test_one_clip_through_centred_blocks_is_the_model(model: CED, samples: int) -> None:
-    tagger = Tagger(model, False, CentredBlock)
+    tagger = ExportModel(model, False, CentredBlock)
     for wave in torch.from_numpy(sounds(samples)).split(1):
         with torch.inference_mode():
             torch.testing.assert_close(tagger(model.front_end(wave)), predict(model, wave), atol=1e-5, rtol=0)
@@ -108,7 +108,7 @@ def test_queries_keys_and_values_are_of_one_size(model: CED) -> None:
         for block in model.blocks:
             block.attn.qkv.weight[: model.spec.width] *= 10
             block.attn.qkv.weight[-model.spec.width :] *= 0.3
-    tagger = Tagger(model, False)
+    tagger = ExportModel(model, False)
     sizes = []
     for block in tagger.blocks:
         block.qkv.register_forward_hook(lambda layer, args, y: sizes.append(y.square().mean((0, 1)).sqrt()))
@@ -123,7 +123,7 @@ def test_queries_keys_and_values_are_of_one_size(model: CED) -> None:
 
 def test_tagger_leaves_the_model_as_it_was(model: CED) -> None:
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    Tagger(model, True)
+    ExportModel(model, True)
     assert all(p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], p) for name, p in model.state_dict().items())
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ced_edge.network.ced import CED
 from ced_edge.spec import ModelSpec
 from export.convert import to_tflite
-from export.graph import CentredBlock, Tagger
+from export.graph import CentredBlock, ExportModel
 from export.quantize import tflite_int8, tflite_int8_static
 from export.sounds import calibration_waves
 
@@ -38,7 +38,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     path = tmp_path_factory.mktemp("source") / "fp32.tflite"
-    to_tflite(Tagger(model, True, CentredBlock), path, RATE_HZ)
+    to_tflite(ExportModel(model, True, CentredBlock), path, RATE_HZ)
     return path
 
 

@@ -120,9 +120,9 @@ def wrong(edge: Edge) -> str | None:
             return "the spec is the ground the others stand on"
         if b in FOR_CLIS and not is_cli(a) and a not in FOR_CLIS:
             return "options are for command lines"
-        if package == other and not is_cli(a) and a not in FOR_CLIS and a != "ced_edge":
-            if room(a) != room(b) and room(b) not in ROOMS[room(a)] and b != package:
-                return f"{room(a)} stands below {room(b)}"
+        inside = package == other and not is_cli(a) and a not in FOR_CLIS | {"ced_edge"} and b != package
+        if inside and room(a) != room(b) and room(b) not in ROOMS[room(a)]:
+            return f"{room(a)} stands below {room(b)}"
         if package == "ced_edge" and room(b) == "ced_edge.network" != room(a):
             return "torch reaches a device"
     elif package == "ced_edge" and edge.at_load and other not in sys.stdlib_module_names:

@@ -24,9 +24,9 @@ from ced_edge.cli import main
 from ced_edge.spec import SIZES, ModelSpec
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack, read_shard
-from distill.teaching.store import CLEAN_EPOCH, Answers, Store
+from distill.teaching.store import CLEAN_EPOCH, Store, TopK
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Stream
+from distill.training.batches import TrainingData
 from distill.training.config import TrainConfig
 from distill.training.log import LOG_NAME, read_log
 from distill.training.loop import STATE_NAME, Interrupted
@@ -74,15 +74,15 @@ def make_store(folder: Path, packed: Pack, recipe: ViewRecipe = RECIPE, k: int =
                 assert clip.labels is not None
                 row[clip.labels[0]] = 0.9
                 row[(clip.labels[0] + 1 + max(epoch, 0)) % 4] = 0.2
-            store.write(CLEAN_EPOCH if clean else epoch, shard.name, Answers.top_k(probabilities, k))
+            store.write(CLEAN_EPOCH if clean else epoch, shard.name, TopK.top_k(probabilities, k))
     return store
 
 
-def make_stream(folder: Path) -> Stream:
+def make_stream(folder: Path) -> TrainingData:
     """Batches of four from 24 tones in four shards, and their answers."""
     packed = make_pack(folder)
     store = make_store(folder / "store", packed)
-    return Stream(packed, store, store.recipe, 4, RATE_HZ)
+    return TrainingData(packed, store, store.recipe, 4, RATE_HZ)
 
 
 @contextlib.contextmanager
@@ -124,7 +124,7 @@ def learnt(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "clips_per_s"} for row in read_log(run)]
 
 
-def stop_at(step: int, run: Path, stream: Stream, chosen: TrainConfig, number: int = signal.SIGINT) -> None:
+def stop_at(step: int, run: Path, stream: TrainingData, chosen: TrainConfig, number: int = signal.SIGINT) -> None:
     """Train, and press Ctrl-C after a step."""
 
     def press(now: int) -> None:

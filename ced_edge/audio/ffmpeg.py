@@ -78,7 +78,7 @@ class Media:
 
     def seconds(self) -> float:
         """Length in seconds: as the header tells it, or else all packets' together. Raises AudioError."""
-        if (told := self._told_s()) is not None:
+        if (told := self._header_s()) is not None:
             return told
         ticks = sum(packet.duration or 0 for packet in self._container.demux(self._stream))
         if not ticks or self._stream.time_base is None:
@@ -104,7 +104,7 @@ class Media:
         if held:
             yield np.concatenate(held)
 
-    def _told_s(self) -> float | None:
+    def _header_s(self) -> float | None:
         """The sound's length in seconds, if the header is one that can be relied on."""
         s = self._stream
         if self._format == "mov":
@@ -115,7 +115,7 @@ class Media:
 
     def _waves(self, start: int) -> Iterator[tuple[int, Float32]]:
         """(index of the first sample, (frames, channels)) of all frames from `start` or earlier on."""
-        told_s = self._told_s()
+        told_s = self._header_s()
         at, frames = self._from(start)
         last: Float32 | None = None
         end_s = 0.0

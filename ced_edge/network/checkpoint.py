@@ -38,7 +38,7 @@ _HUB_TIMEOUT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class CheckpointFiles:
     """Where a checkpoint's parts lie on this machine."""
 
     weights: Path
@@ -119,12 +119,12 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
     return model.eval()
 
 
-def find_checkpoint(source: str | Path) -> Found:
+def find_checkpoint(source: str | Path) -> CheckpointFiles:
     """The files behind `source`; a hub name is downloaded (or taken from the hub's cache). Raises InputError."""
     path = Path(source).expanduser()
     if path.is_file():
         config = path.with_name("config.json")
-        return Found(path, config if config.is_file() else None)
+        return CheckpointFiles(path, config if config.is_file() else None)
     if path.is_dir():
         for name in WEIGHT_FILES:
             if (path / name).is_file():
@@ -136,7 +136,7 @@ def find_checkpoint(source: str | Path) -> Found:
     return _download(str(source))
 
 
-def _download(name: str) -> Found:
+def _download(name: str) -> CheckpointFiles:
     try:
         import huggingface_hub as hub
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
@@ -171,7 +171,7 @@ def _download(name: str) -> Found:
         raise InputError(f"no file or folder {name}, and the Hugging Face hub is out of reach: {reason}") from offline
     if weights is None:
         raise InputError(f"{name} on the Hugging Face hub has neither model.safetensors nor pytorch_model.bin")
-    return Found(weights, found.get("config.json"))
+    return CheckpointFiles(weights, found.get("config.json"))
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -219,7 +219,7 @@ def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
     return keys
 
 
-def infer_spec(state: Mapping[str, Tensor], found: Found, heads: int | None = None) -> ModelSpec:
+def infer_spec(state: Mapping[str, Tensor], found: CheckpointFiles, heads: int | None = None) -> ModelSpec:
     """The spec that the shapes tell; for the heads see `load_model`. Raises InputError when they tell none."""
     width = state["patch_embed.proj.weight"].shape[0]
     depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", k) for k in state) if m), default=-1)
@@ -238,7 +238,7 @@ def infer_spec(state: Mapping[str, Tensor], found: Found, heads: int | None = No
     )
 
 
-def _heads(width: int, found: Found) -> int:
+def _heads(width: int, found: CheckpointFiles) -> int:
     for published in SIZES.values():
         if published.width == width:
             return published.heads

@@ -20,7 +20,7 @@ from ced_edge.proof.bench import spread, time_rounds
 from ced_edge.proof.bounds import DEFAULTS, Bounds
 from ced_edge.proof.compare import Comparison, compare
 from ced_edge.proof.reference import Reference, same_data, same_model
-from ced_edge.proof.targets import Target, yardstick
+from ced_edge.proof.targets import Target, fp32_target
 from ced_edge.proof.worker import Worker
 from ced_edge.runtime.bundle import Bundle
 from ced_edge.windows import chunks
@@ -41,7 +41,7 @@ class Result:
     reference: Comparison
     """Against the reference's answers."""
     fp32: Comparison | None
-    """Where not all clips are `alike`: against the fp32 file that heard the same (see `worker.yardstick`), and the
+    """Where not all clips are `alike`: against the fp32 file that heard the same (see `worker.fp32_target`), and the
     reference where that did. None where there is no such file."""
     clips: int
     alike: int
@@ -63,7 +63,7 @@ class Result:
         return {**fields, **compared, "broken": list(self.broken)}
 
 
-def heard_alike(bundle: Bundle, fixed: bool, samples: int) -> bool:
+def same_input(bundle: Bundle, fixed: bool, samples: int) -> bool:
     """Whether a file of this bundle, with a `fixed` time axis or a free one, hears a clip as the checkpoint does."""
     spans = chunks(samples, bundle.window_samples)
     same_cuts = spans == chunks(samples, bundle.spec.max_samples)
@@ -99,7 +99,7 @@ def check(
     base = reference.probs[[row[clip.id] for clip in clips]]
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(target, threads)) for target in wanted]
-        heard = _hear(workers, clips, base, stream, _Yardsticks(workers, stack, threads), progress)
+        heard = _predict_all(workers, clips, base, stream, _Fp32Files(workers, stack, threads), progress)
         seconds = time_rounds(workers, rounds, repeats)
         results = [
             Result(
@@ -118,7 +118,7 @@ def check(
 
 
 @dataclass(frozen=True, eq=False)
-class _Heard:
+class _Predictions:
     """Answers of one target."""
 
     probs: Float32
@@ -130,7 +130,7 @@ class _Heard:
     stream_difference: float | None
 
 
-class _Yardsticks:
+class _Fp32Files:
     """The answers that clips are held to which a file hears otherwise than the checkpoint did."""
 
     def __init__(self, workers: Sequence[Worker], stack: contextlib.ExitStack, threads: int) -> None:
@@ -144,14 +144,14 @@ class _Yardsticks:
     def answer(self, worker: Worker, wave: Float32, base: Float32) -> Float32:
         """What fp32 says (C,) to what `worker` hears of `wave`; NaN where nothing can. Raises CedEdgeError when the
         yardstick is not itself held to the reference, and answers otherwise than that, `base` (C,)."""
-        found = yardstick(worker.target)
+        found = fp32_target(worker.target)
         if found is None:
             return np.full_like(base, np.nan)
         key = self._key(found)
         if key not in self._workers:  # only now: where all clips are heard alike, none is needed
             self._workers[key] = self._stack.enter_context(Worker(found, self._threads))
         yard = self._workers[key]
-        if key not in self._wanted and heard_alike(found.bundle, yard.fixed, len(wave)):
+        if key not in self._wanted and same_input(found.bundle, yard.fixed, len(wave)):
             error = float(np.abs(yard.predict(wave) - base).max())
             if error > (limit := DEFAULTS["fp32"].max_error):
                 raise CedEdgeError(
@@ -160,15 +160,15 @@ class _Yardsticks:
         return yard.predict(wave, filled=worker.fixed)
 
 
-def _hear(
+def _predict_all(
     workers: Sequence[Worker],
     clips: Sequence[Clip],
     base: Float32,
     stream: bool,
-    yardsticks: _Yardsticks,
+    fp32_files: _Fp32Files,
     progress: Callable[[int], None] | None,
-) -> list[_Heard]:
-    heard = [_Heard(np.empty_like(base), base.copy(), np.empty(len(clips), bool), None) for _ in workers]
+) -> list[_Predictions]:
+    heard = [_Predictions(np.empty_like(base), base.copy(), np.empty(len(clips), bool), None) for _ in workers]
     differences = [0.0] * len(workers)
     rng = np.random.default_rng(0)
     for i, clip in enumerate(clips):
@@ -177,9 +177,9 @@ def _hear(
             b = worker.target.bundle
             wave = waves[b.spec.frontend.rate_hz]
             h.probs[i] = worker.predict(wave)
-            h.alike[i] = heard_alike(b, worker.fixed, len(wave))
+            h.alike[i] = same_input(b, worker.fixed, len(wave))
             if not h.alike[i]:
-                h.expected[i] = yardsticks.answer(worker, wave, base[i])
+                h.expected[i] = fp32_files.answer(worker, wave, base[i])
             if stream:
                 # From 20 ms, as a microphone gives them, to pieces longer than a window.
                 pieces = np.exp(rng.uniform(np.log(320), np.log(2 * b.window_samples), 1 + len(wave) // 320))
@@ -191,7 +191,7 @@ def _hear(
     return [dataclasses.replace(h, stream_difference=d) for h, d in zip(heard, differences, strict=True)]
 
 
-def _compared(clips: Sequence[Clip], base: Float32, heard: _Heard) -> dict[str, Any]:
+def _compared(clips: Sequence[Clip], base: Float32, heard: _Predictions) -> dict[str, Any]:
     """The fields of a Result that tell of accuracy."""
     known = np.array([clip.labels is not None for clip in clips])
     targets = metrics.multi_hot([clip.labels or () for clip in clips], base.shape[1])

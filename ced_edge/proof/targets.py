@@ -47,7 +47,7 @@ def targets(bundle: Bundle, runtime: str | None = None, **wanted: str | None) ->
     return found
 
 
-def yardstick(target: Target) -> Target | None:
+def fp32_target(target: Target) -> Target | None:
     """The fp32 file that can hear whatever `target` hears: the .onnx beside it, else the one of its own format."""
     for format in dict.fromkeys(("onnx", target.file.format)):
         runtimes = [target.runtime] if format == target.file.format else installed(format)

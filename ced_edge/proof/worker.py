@@ -51,7 +51,7 @@ class Worker:
         )
         try:
             folder, name = str(target.bundle.folder.resolve()), target.file.name
-            self.load_s, self.runtime, self.fixed = self._ask("load", folder, name, target.runtime, threads)
+            self.load_s, self.runtime, self.fixed = self._call("load", folder, name, target.runtime, threads)
         except BaseException:
             self.close()
             raise
@@ -61,27 +61,27 @@ class Worker:
 
         With `filled` it hears short windows as a file of `fixed` length does: repeated.
         """
-        return np.asarray(self._ask("predict", wave, filled), np.float32)
+        return np.asarray(self._call("predict", wave, filled), np.float32)
 
     def stream_difference(self, wave: Float32, pieces: Sequence[int]) -> float:
         """Largest difference between overlapping windows of `wave` in a stream of such pieces and each on its own."""
-        return float(self._ask("stream_difference", wave, list(pieces)))
+        return float(self._call("stream_difference", wave, list(pieces)))
 
     def seconds(self, wave: Float32, repeats: int) -> list[float]:
         """What each of `repeats` calls took, after one that is not counted."""
-        return list(self._ask("seconds", wave, repeats))
+        return list(self._call("seconds", wave, repeats))
 
     def profile(self, repeats: int = 20) -> Profile:
         """Time per type of operator, see `ced_edge.proof.profile.profile`. Raises NotInstalled."""
-        found: Profile = self._ask("profile", repeats)
+        found: Profile = self._call("profile", repeats)
         return found
 
     def peak_mb(self) -> float | None:
         """Most memory the process has ever had, Python and all, in 1e6 bytes; None where the system cannot tell."""
-        peak = self._ask("peak_mb")
+        peak = self._call("peak_mb")
         return None if peak is None else float(peak)
 
-    def _ask(self, method: str, *args: Any) -> Any:
+    def _call(self, method: str, *args: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -139,7 +139,7 @@ class _Served:
             return self.tagger.predict(wave)
         window = self.tagger.bundle.window_samples
         spans = chunks(len(wave), window)
-        heard = [self.tagger.hear(np.resize(wave[start:stop], window)) for start, stop in spans]
+        heard = [self.tagger.predict_window(np.resize(wave[start:stop], window)) for start, stop in spans]
         rate_hz = self.tagger.rate_hz
         return mean_probs([Tags(*times_s(span, rate_hz), probs) for span, probs in zip(spans, heard, strict=True)])
 
@@ -151,7 +151,7 @@ class _Served:
         spans = chunks(len(wave), stream.window, stream.hop)
         if [(t.start_s, t.end_s) for t in heard] != [times_s(span, self.tagger.rate_hz) for span in spans]:
             return float("inf")
-        alone = [self.tagger.hear(wave[start:stop]) for start, stop in spans]
+        alone = [self.tagger.predict_window(wave[start:stop]) for start, stop in spans]
         return max(float(np.abs(t.probs - probs).max()) for t, probs in zip(heard, alone, strict=True))
 
     def seconds(self, wave: Float32, repeats: int) -> list[float]:

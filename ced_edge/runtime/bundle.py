@@ -1,4 +1,4 @@
-"""The bundle on disk, which is all that a device needs: manifest.json, labels.txt and model files; checked at load."""
+"""The bundle on disk, which is all that a device needs: bundle.json, labels.txt and model files; checked at load."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ced_edge.labels import TABLE_NAME, labels, labels_hash, table
 from ced_edge.spec import ModelSpec
 
 FORMAT = 1
-MANIFEST_NAME, LABELS_NAME = "manifest.json", "labels.txt"
+BUNDLE_NAME, LABELS_NAME = "bundle.json", "labels.txt"
 INPUTS = ("waveform", "mel")
 KINDS = ("int8", "int8-static", "fp32")
 """Arithmetic of a model file, the default first."""
@@ -43,7 +43,7 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What manifest.json says. `folder` is where it was read from."""
+    """What bundle.json says. `folder` is where it was read from."""
 
     folder: Path
     spec: ModelSpec
@@ -91,28 +91,28 @@ class Bundle:
         return self.folder / file.name
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dict for manifest.json."""
+        """Plain dict for bundle.json."""
         fields = {"format": FORMAT, **dataclasses.asdict(self)}
         del fields["folder"]
         return {**fields, "sha256": _digest(fields)}
 
     def write(self) -> None:
-        """Write manifest.json into `folder`, whose other files are there already."""
-        write_json(self.folder / MANIFEST_NAME, self.to_dict())
+        """Write bundle.json into `folder`, whose other files are there already."""
+        write_json(self.folder / BUNDLE_NAME, self.to_dict())
 
 
 def read_bundle(folder: Path) -> Bundle:
     """Read and check a bundle: every file's hash, the labels, the spec. Raises InputError saying what is wrong."""
     if not folder.is_dir():
         raise InputError(f"no such bundle: {folder} (a folder that `ced-edge export` wrote)")
-    if not (folder / MANIFEST_NAME).is_file():
-        raise InputError(f"{folder} is no bundle: it has no {MANIFEST_NAME}; `ced-edge export` writes one")
-    fields = read_json(folder / MANIFEST_NAME)
+    if not (folder / BUNDLE_NAME).is_file():
+        raise InputError(f"{folder} is no bundle: it has no {BUNDLE_NAME}; `ced-edge export` writes one")
+    fields = read_json(folder / BUNDLE_NAME)
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise InputError(f"{folder / MANIFEST_NAME} is of another format than {FORMAT}: export the bundle again")
+        raise InputError(f"{folder / BUNDLE_NAME} is of another format than {FORMAT}: export the bundle again")
     if fields.pop("sha256", None) != _digest(fields):
         raise InputError(
-            f"{folder / MANIFEST_NAME} is not as it was exported (its hash differs): copy or export the bundle again"
+            f"{folder / BUNDLE_NAME} is not as it was exported (its hash differs): copy or export the bundle again"
         )
     bundle = _parse(folder, {k: v for k, v in fields.items() if k != "format"})
     _check_labels(bundle)
@@ -131,7 +131,7 @@ def _digest(fields: dict[str, Any]) -> str:
 
 
 def _parse(folder: Path, fields: dict[str, Any]) -> Bundle:
-    path = folder / MANIFEST_NAME
+    path = folder / BUNDLE_NAME
     try:
         spec = ModelSpec.from_dict(fields.pop("spec"))
         files = tuple(ModelFile(**f) for f in fields.pop("files"))

@@ -24,7 +24,7 @@ from ced_edge.runtime.bundle import FORMATS, KINDS, Bundle, read_bundle
 from ced_edge.spec import N_CLASSES
 
 if TYPE_CHECKING:
-    from ced_edge.runtime.listen import Heard
+    from ced_edge.runtime.listen import ListenStats
     from ced_edge.runtime.tagger import Tagger
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -260,8 +260,8 @@ def listen(
     arecord -t raw -f S16_LE -r 48000 -c 2 | ced-edge listen - --rate 48000 --channels 2
     """
     from ced_edge.runtime.events import EventRule, Events
-    from ced_edge.runtime.listen import Heard
-    from ced_edge.runtime.listen import listen as hear
+    from ced_edge.runtime.listen import ListenStats
+    from ced_edge.runtime.listen import listen as run
     from ced_edge.runtime.show import show_in
     from ced_edge.runtime.tagger import StreamingTagger
 
@@ -271,18 +271,18 @@ def listen(
     stream = StreamingTagger(tagger, window_s, min(0.5, window_s) if hop_s is None else hop_s)
     events = Events(rule, tagger.bundle.spec.n_classes)
     show = show_in(as_json, sys.stdout.isatty(), top, threshold, events_only)
-    heard = Heard()
-    with _until_told() as stopped, contextlib.closing(_source(source, **options)) as opened:
+    heard = ListenStats()
+    with _until_signal() as stopped, contextlib.closing(_source(source, **options)) as opened:
         try:
-            hear(opened, stream, events, show, stopped, heard)
+            run(opened, stream, events, show, stopped, heard)
         except CedEdgeError:
             if heard.windows:
-                _tell(heard, opened)
+                _summarise(heard, opened)
             raise
-    _tell(heard, opened)
+    _summarise(heard, opened)
 
 
-def _tell(heard: Heard, source: Any) -> None:
+def _summarise(heard: ListenStats, source: Any) -> None:
     told = f"heard {heard.seconds:.1f} s in {heard.windows} windows"
     if heard.skipped:
         told += f"; skipped {heard.skipped}: this machine is too slow for this hop"
@@ -318,7 +318,7 @@ def _thresholds(text: str) -> tuple[int, tuple[float, float]]:
 
 
 @contextlib.contextmanager
-def _until_told() -> Iterator[Callable[[], bool]]:
+def _until_signal() -> Iterator[Callable[[], bool]]:
     """Whether Ctrl-C (or a SIGTERM) has come. The second one does not wait."""
     told = threading.Event()
 

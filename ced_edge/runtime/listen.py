@@ -20,7 +20,7 @@ _WAIT_S = 0.2
 
 
 @dataclass
-class Heard:
+class ListenStats:
     """What became of a stream."""
 
     seconds: float = 0.0
@@ -32,7 +32,7 @@ class Heard:
 class Show(Protocol):
     """Where the answers go."""
 
-    def tags(self, tags: Tags, active: list[int], heard: Heard) -> None:
+    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
         """The next window, and the classes whose event is going on."""
         ...
 
@@ -51,18 +51,18 @@ def listen(
     events: Events,
     show: Show,
     stopped: Callable[[], bool] = lambda: False,
-    heard: Heard | None = None,
-) -> Heard:
+    heard: ListenStats | None = None,
+) -> ListenStats:
     """Hear a source to its end, its tail too, and then end the events that were going on.
 
     Once `stopped`, only the events are ended, however much waits to be heard. Where the source fails or gives samples
     that are no use, what came before is heard to the end, and then the CedEdgeError is raised; `heard`, if given, is
     filled in all the same.
     """
-    heard, most = heard or Heard(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
+    heard, most = heard or ListenStats(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
     told, error = 0, None
 
-    def hear_one() -> None:
+    def tag_next() -> None:
         tags = stream.pop()
         heard.windows += 1
         ended = events.push(tags)
@@ -89,10 +89,10 @@ def listen(
             told = heard.skipped
             show.note(f"too slow for a hop of {stream.hop_s:g} s: {told} windows skipped so far (try a longer --hop)")
         if stream.ready():
-            hear_one()
+            tag_next()
     stream.finish()
     while stream.ready() and not stopped():
-        hear_one()
+        tag_next()
     for event in events.finish():
         show.event(event)
     if error is not None:

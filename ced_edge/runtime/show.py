@@ -11,7 +11,7 @@ import click
 
 from ced_edge.labels import labels
 from ced_edge.runtime.events import Event
-from ced_edge.runtime.listen import Heard, Show
+from ced_edge.runtime.listen import ListenStats, Show
 from ced_edge.runtime.tagger import Tags
 
 
@@ -44,7 +44,7 @@ class JsonLines:
     threshold: float
     events_only: bool
 
-    def tags(self, tags: Tags, active: list[int], heard: Heard) -> None:
+    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
         if not self.events_only:
             found = tag_dicts(tags, self.top, self.threshold)
             names = [labels()[i].name for i in active]
@@ -72,7 +72,7 @@ class TextLines:
     threshold: float
     events_only: bool
 
-    def tags(self, tags: Tags, active: list[int], heard: Heard) -> None:
+    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
         if not self.events_only:
             found = tag_text(tags, self.top, self.threshold)
             click.echo(f"{clock(tags.start_s):>9} - {clock(tags.end_s):>9}  {found}")
@@ -97,7 +97,7 @@ class Screen:
         self._top, self._threshold, self._events_only = top, threshold, events_only
         self._drawn: list[str] = []
 
-    def tags(self, tags: Tags, active: list[int], heard: Heard) -> None:
+    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
         skipped = f", {heard.skipped} windows skipped" if heard.skipped else ""
         lines = [f"{clock(tags.end_s)}{skipped}"]
         if self._events_only:

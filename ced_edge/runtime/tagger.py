@@ -64,7 +64,7 @@ class Tagger:
         """Of the samples that the model hears."""
         return self.bundle.spec.frontend.rate_hz
 
-    def hear(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
+    def predict_window(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
         """One window (samples,), not longer than the bundle's -> probabilities (n_classes,).
 
         A window shorter than the only one that a model file takes is repeated to fill it; zeros would cost accuracy.
@@ -147,7 +147,7 @@ class StreamingTagger:
     def pop(self) -> Tags:
         """Hear the next window. Raises InputError when none is ready."""
         start, stop = self._advance()
-        probs = self.tagger.hear(self._intake.view(start, stop), self._mels, start)
+        probs = self.tagger.predict_window(self._intake.view(start, stop), self._mels, start)
         self._intake.drop(self._next * self.hop)
         return Tags(*times_s((start, stop), self.tagger.rate_hz), probs)
 

@@ -70,7 +70,7 @@ class Examples(NamedTuple):
     target: Tensor
 
 
-class Student(NamedTuple):
+class TeacherNet(NamedTuple):
     """A network to train and what belongs to it; log-power is natural, in `floor` ... about 10."""
 
     model: nn.Module
@@ -171,7 +171,7 @@ def train_one(
     write_json(_note(path), {"identity": identity, "sha256": sha256_file(path)})
 
 
-def new_cnn(lr: float) -> Student:
+def new_cnn(lr: float) -> TeacherNet:
     """A MobileNet with initial weights. Its features are (ln power + 4.5) / 5, power floored at 1e-5."""
     model = MobileNet(CNN_WIDTH).to(memory_format=torch.channels_last)
     half_rate = HalfRateFrontEnd()
@@ -183,10 +183,10 @@ def new_cnn(lr: float) -> Student:
     head = model.classifier[5]
     assert isinstance(head, nn.Linear)
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(0.9, 0.98), weight_decay=0.02)
-    return Student(model, lambda wave: half_rate(wave) * 5.0 - 4.5, forward, head, math.log(1e-5), [optimizer])
+    return TeacherNet(model, lambda wave: half_rate(wave) * 5.0 - 4.5, forward, head, math.log(1e-5), [optimizer])
 
 
-def new_transformer(lr: float) -> Student:
+def new_transformer(lr: float) -> TeacherNet:
     """A narrow CED with initial weights. Its features are in dB; the power's floor is the front end's."""
     model = CED(TRANSFORMER)
 
@@ -207,7 +207,7 @@ def new_transformer(lr: float) -> Student:
     ]
     front_end = model.front_end
     floor = math.log(TRANSFORMER.frontend.min_power)
-    return Student(model, lambda wave: front_end(wave) * LN_PER_DB, forward, head, floor, optimizers)
+    return TeacherNet(model, lambda wave: front_end(wave) * LN_PER_DB, forward, head, floor, optimizers)
 
 
 def _has_bf16() -> bool:
@@ -234,7 +234,7 @@ def read_examples(manifest: Path, front_end: Callable[[Tensor], Tensor], split: 
     return Examples(torch.cat(mels), target)
 
 
-def fit(student: Student, examples: Examples, training: Training, progress: Callable[[int], None]) -> None:
+def fit(student: TeacherNet, examples: Examples, training: Training, progress: Callable[[int], None]) -> None:
     """Train in place: binary cross-entropy over the classes there are, and a share of categorical cross-entropy."""
     rng = torch.Generator().manual_seed(training.seed)
     prevalence = examples.target.mean(dim=0)

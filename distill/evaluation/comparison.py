@@ -12,7 +12,7 @@ from rich.table import Table
 from ced_edge.audio.clips import Clip
 from ced_edge.errors import InputError
 from ced_edge.network.checkpoint import load_model
-from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_tagger
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
 from distill.progress import stage
 from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
@@ -37,7 +37,7 @@ def evaluate_teachers(
     found = {}
     for name, ensemble in ensembles.items():
         with stage(f"evaluate {name}", len(clips)) as progress:
-            found[name] = evaluate_tagger(ensemble, clips, rate_hz, device, batch_size, progress)
+            found[name] = evaluate_predictor(ensemble, clips, rate_hz, device, batch_size, progress)
     return found
 
 

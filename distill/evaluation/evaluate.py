@@ -32,7 +32,7 @@ from distill.devices import device_name, find_device
 
 log = logging.getLogger(__name__)
 
-Tagger = Callable[[Tensor], Tensor]
+Predictor = Callable[[Tensor], Tensor]
 """(B, samples) float32 in [-1, 1] on the device -> probabilities (B, C)."""
 Progress = Callable[[int], None]
 """Called with the number of clips that were just done."""
@@ -132,7 +132,7 @@ def evaluate(
     """Let a student hear `clips`, long ones in chunks. The model is left in eval mode on `device`.
 
     `dtype` bf16 runs the transformer under autocast; the front end and the probabilities stay float32. Raises
-    InputError on a device that is not there, and what `evaluate_tagger` raises.
+    InputError on a device that is not there, and what `evaluate_predictor` raises.
     """
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -144,11 +144,11 @@ def evaluate(
             return predict(model, wave)
 
     rate_hz = model.spec.frontend.rate_hz
-    return evaluate_tagger(tagger, clips, rate_hz, where, batch_size, progress, dtype)
+    return evaluate_predictor(tagger, clips, rate_hz, where, batch_size, progress, dtype)
 
 
-def evaluate_tagger(
-    tagger: Tagger,
+def evaluate_predictor(
+    tagger: Predictor,
     clips: Sequence[Clip],
     rate_hz: int,
     device: str | torch.device = "cpu",

@@ -62,7 +62,7 @@ def pack(clips: Sequence[Clip], out: Path, config: PackConfig, progress: Progres
                 give_up = config.strict and bool(rejects)
                 shards = [] if give_up else _write_shards(pieces, out, config, pool, report, rejects)
             _write_rejects(out / REJECTED_NAME, sorted(rejects))
-        _tell_rejects(out, config.strict)
+        _report_rejects(out, config.strict)
         if not finished:
             _write_index(out, identity, shards, len(rejects))
         shutil.rmtree(out / _WORK_NAME, ignore_errors=True)
@@ -204,7 +204,7 @@ def _write_index(out: Path, identity: dict[str, Any], names: Sequence[str], reje
     write_json(out / INDEX_NAME, {**identity, **totals, "rate_hz": rate_hz, "shards": shards, "rejected": rejected})
 
 
-def _tell_rejects(out: Path, strict: bool) -> None:
+def _report_rejects(out: Path, strict: bool) -> None:
     """Say how many were rejected, and why. Raises CedEdgeError with `strict`."""
     reasons = collections.Counter(row["reason"] for row in _read_table(out / REJECTED_NAME))
     if reasons:

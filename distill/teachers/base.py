@@ -14,7 +14,7 @@ from ced_edge.arrays import Bools
 class Teacher(Protocol):
     """Maps (B, samples) at `rate_hz` in [-1, 1] to (B, 527) probabilities.
 
-    A teacher may have a method `hearing(rate_hz)` that gives the same teacher for audio at another rate, where it can
+    A teacher may have a method `at_rate(rate_hz)` that gives the same teacher for audio at another rate, where it can
     take that by itself and cheaper than resampled.
 
     Clips are zero-padded at the end to `min_samples`. The answer for a clip does not depend on the other clips of

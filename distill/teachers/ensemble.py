@@ -41,7 +41,7 @@ class Ensemble:
             raise InputError("the teachers of an ensemble must be on one device")
         self.teachers = tuple(teachers)
         # Some teachers hear a rate that is not their own by themselves, cheaper than by resampling.
-        self._hearing = [t.hearing(rate_hz) if hasattr(t, "hearing") else t for t in teachers]
+        self._at_rate = [t.at_rate(rate_hz) if hasattr(t, "at_rate") else t for t in teachers]
         self.rate_hz = rate_hz
         self.device = teachers[0].device
         known = np.stack([t.known for t in teachers])  # (teachers, 527)
@@ -50,14 +50,14 @@ class Ensemble:
         self._weights = torch.from_numpy(weights.astype(np.float32)).to(self.device)  # columns sum to 1 or 0
         self._resamplers = {
             rate: torchaudio.transforms.Resample(rate_hz, rate, **RESAMPLING).to(self.device)
-            for rate in sorted({t.rate_hz for t in self._hearing} - {rate_hz})
+            for rate in sorted({t.rate_hz for t in self._at_rate} - {rate_hz})
         }
 
     @torch.inference_mode()
     def each(self, wave: Tensor) -> Tensor:
         """(B, samples) float32 at `rate_hz` -> every teacher's probabilities, (teachers, B, 527)."""
         waves = {rate: resample(wave) for rate, resample in self._resamplers.items()}
-        return torch.stack([t(waves.get(t.rate_hz, wave)) for t in self._hearing])
+        return torch.stack([t(waves.get(t.rate_hz, wave)) for t in self._at_rate])
 
     @torch.inference_mode()
     def __call__(self, wave: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ class MobileNetTeacher:
         fold_batchnorm(self.model)
         self.model.to(device).to(memory_format=torch.channels_last)
 
-    def hearing(self, rate_hz: int) -> MobileNetTeacher:
+    def at_rate(self, rate_hz: int) -> MobileNetTeacher:
         """This teacher for audio at `rate_hz`, if it can do that by itself (16 and 32 kHz); else unchanged."""
         if rate_hz != RATE_HZ // 2 or self.rate_hz != RATE_HZ:
             return self

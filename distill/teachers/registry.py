@@ -27,7 +27,7 @@ YAMNET_CLASS_MAP_SHA256 = "cdf24d193e196d9e95912a2667051ae203e92a2ba09449218ccb4
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownTeacher:
     """One public teacher."""
 
     name: str
@@ -54,14 +54,14 @@ class Known:
         return self.url.rsplit("/", 1)[1]
 
 
-def _mobilenet(name: str, mean_ap: float, sha256: str | None = None) -> Known:
+def _mobilenet(name: str, mean_ap: float, sha256: str | None = None) -> KnownTeacher:
     file = f"{name}_mAP_{round(10 * mean_ap)}.pt"
-    return Known(name, "EfficientAT MobileNetV3, 32 kHz", EFFICIENTAT + file, "MIT", mean_ap, sha256)
+    return KnownTeacher(name, "EfficientAT MobileNetV3, 32 kHz", EFFICIENTAT + file, "MIT", mean_ap, sha256)
 
 
-def _ced(size: str, mean_ap: float) -> Known:
+def _ced(size: str, mean_ap: float) -> KnownTeacher:
     url = f"https://huggingface.co/mispeech/ced-{size}"
-    return Known(f"ced-{size}", f"CED {size}, 16 kHz", url, "Apache-2.0", mean_ap)
+    return KnownTeacher(f"ced-{size}", f"CED {size}, 16 kHz", url, "Apache-2.0", mean_ap)
 
 
 _KNOWN = (
@@ -76,14 +76,14 @@ _KNOWN = (
     _mobilenet("mn30_as", 48.2),
     _mobilenet("mn40_as", 48.4),
     _mobilenet("mn40_as_ext", 48.7),
-    Known(
+    KnownTeacher(
         "ast",
         "Audio Spectrogram Transformer, 16 kHz",
         "https://huggingface.co/MIT/ast-finetuned-audioset-10-10-0.4593",
         "BSD-3-Clause",
         45.9,
     ),
-    Known(
+    KnownTeacher(
         "yamnet",
         "YAMNet, waveform of 0.975 s at 16 kHz, 521 classes",
         "https://storage.googleapis.com/mediapipe-models/audio_classifier/yamnet/float32/1/yamnet.tflite",
@@ -91,7 +91,7 @@ _KNOWN = (
         30.6,
         class_map=True,
     ),
-    Known(
+    KnownTeacher(
         "yamnet_spectra_in",
         "YAMNet, int8, log-mel patches of 16 kHz audio, 521 classes",
         "https://raw.githubusercontent.com/google-coral/coralmicro/main/models/yamnet_spectra_in.tflite",
@@ -103,12 +103,12 @@ _KNOWN = (
 )
 
 
-def known() -> tuple[Known, ...]:
+def known_teachers() -> tuple[KnownTeacher, ...]:
     """All of them, best documented kinds first."""
     return _KNOWN
 
 
-def by_name(name: str) -> Known:
+def by_name(name: str) -> KnownTeacher:
     """A known teacher. Raises InputError naming those there are."""
     for teacher in _KNOWN:
         if teacher.name == name:

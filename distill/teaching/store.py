@@ -39,7 +39,7 @@ def dequantise(q: UInt8) -> Float32:
 
 
 @dataclass(frozen=True)
-class Answers:
+class TopK:
     """The stored answers for N views: `index` and `value` (N, K), largest first, and the `tail` sum (N,)."""
 
     index: NDArray[np.uint16]
@@ -47,7 +47,7 @@ class Answers:
     tail: Float32
 
     @classmethod
-    def top_k(cls, probabilities: Float32, k: int) -> Answers:
+    def top_k(cls, probabilities: Float32, k: int) -> TopK:
         """The K largest of (N, 527) probabilities; equal ones in class order, so that the choice is unique."""
         order = np.argsort(-probabilities, axis=1, kind="stable")
         kept, rest = order[:, :k], order[:, k:]
@@ -158,7 +158,7 @@ class Store:
         """The path of one file of answers."""
         return self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}") / f"{shard}.parquet"
 
-    def write(self, epoch: int, shard: str, answers: Answers) -> None:
+    def write(self, epoch: int, shard: str, answers: TopK) -> None:
         """Write one file of answers, whole or not at all. The same answers always give the same bytes.
 
         For one process at a time: what a killed one left of this file is removed. Raises CedEdgeError on a full disk.
@@ -207,7 +207,7 @@ class Store:
             raise InputError(f"{file} holds answers about other clips, views or teachers: use another store folder")
         return True
 
-    def read(self, epoch: int, shard: str, clips: int) -> Answers:
+    def read(self, epoch: int, shard: str, clips: int) -> TopK:
         """The answers of one file, about `clips` clips. Raises InputError when it is missing, foreign or broken."""
         file = self.file(epoch, shard)
         if not self.done(epoch, shard):
@@ -222,7 +222,7 @@ class Store:
             raise _broken(file, e) from e
         if not len(index) == len(value) == len(tail) == clips or index.max(initial=0) >= N_CLASSES:
             raise _broken(file, f"not {clips} answers over {N_CLASSES} classes")
-        return Answers(index, dequantise(value), tail)
+        return TopK(index, dequantise(value), tail)
 
     def bytes(self) -> int:
         """Size of all files of the store."""

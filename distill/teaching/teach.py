@@ -19,7 +19,7 @@ from distill.packing.shards import Pack, PackedClip, Shard, read_shard
 from distill.processes import in_order, pool_of
 from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
-from distill.teaching.store import CLEAN_EPOCH, Answers, Store
+from distill.teaching.store import CLEAN_EPOCH, Store, TopK
 from distill.teaching.views import INT16_SCALE, clip_rms, draw, render
 
 Progress = Callable[[int], None]
@@ -43,7 +43,7 @@ class Job:
         return 40.0 if self.device == "cpu" else 160.0
 
 
-class Classroom:
+class TeachWorker:
     """One process's teachers and the shard it read last."""
 
     def __init__(self, job: Job) -> None:
@@ -63,7 +63,7 @@ class Classroom:
         if not np.isfinite(answers).all():
             clip = clips[int((~np.isfinite(answers)).any(axis=1).argmax())].id
             raise CedEdgeError(f"the teachers answer NaN for clip {clip} of {shard.name}: check their files")
-        store.write(epoch, shard.name, Answers.top_k(answers, store.k))
+        store.write(epoch, shard.name, TopK.top_k(answers, store.k))
         return shard.clips
 
     def ensemble_numpy(self, waves: list[Float32]) -> Float32:
@@ -117,7 +117,7 @@ def teach(job: Job, workers: int = 1, progress: Progress | None = None) -> None:
         return
     if workers <= 1:
         with _threads(1 if job.device == "cpu" else torch.get_num_threads()):
-            classroom = _classroom(job)
+            classroom = _new_worker(job)
             for shard, epoch in todo:
                 report(classroom.answer(shard, epoch))
         return
@@ -146,15 +146,15 @@ def _threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _classroom(job: Job) -> Classroom:
-    classroom = Classroom(job)
+def _new_worker(job: Job) -> TeachWorker:
+    classroom = TeachWorker(job)
     if classroom.ensemble.describe() != job.store.teachers:
         names = ", ".join(t["name"] for t in classroom.ensemble.describe())
         raise InputError(f"{job.store.path} is a store of other teachers than these {names}: choose another folder")
     return classroom
 
 
-_mine: Classroom | None = None
+_mine: TeachWorker | None = None
 """A worker process's own."""
 
 
@@ -165,7 +165,7 @@ def _answer(work: tuple[Job, Unit]) -> int:
         # What a unit has done can be done again: Ctrl-C need not wait for its end.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         torch.set_num_threads(1)
-        _mine = _classroom(job)
+        _mine = _new_worker(job)
     return _mine.answer(shard, epoch)
 
 
@@ -185,4 +185,4 @@ def teach_labels(pack: Pack, store: Store) -> None:
             if not clip.labels or len(clip.labels) > store.k:
                 raise InputError(f"clip {clip.id} has {len(clip.labels or ())} labels: teaching takes 1 to {store.k}")
             row[list(clip.labels)] = 1.0
-        store.write(CLEAN_EPOCH, shard.name, Answers.top_k(probabilities, store.k))
+        store.write(CLEAN_EPOCH, shard.name, TopK.top_k(probabilities, store.k))

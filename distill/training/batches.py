@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Stream:
+class TrainingData:
     """What the batches of one process are made of."""
 
     pack: Pack
@@ -54,7 +54,7 @@ class Stream:
     repeats: int = 1
     """How often each stored epoch is heard before the next."""
     fill: str = "tail"
-    """Rule for the classes outside the top K, see `Answers.dense`."""
+    """Rule for the classes outside the top K, see `TopK.dense`."""
     rank: int = 0
     world: int = 1
 
@@ -77,7 +77,7 @@ def check_readers(pack: Pack, batch: int, readers: int) -> None:
 
 
 @dataclass
-class _Loaded:
+class LoadedShard:
     """The shard in memory and its answers for one epoch."""
 
     shard: Shard
@@ -89,7 +89,7 @@ class _Loaded:
     kept: Bools
 
 
-class Views(IterableDataset[Batch]):
+class Batches(IterableDataset[Batch]):
     """Batches in order, from number `first` on.
 
     In each pass the shards come in a drawn order and the clips of each in a drawn order of their own, so shards are
@@ -97,9 +97,9 @@ class Views(IterableDataset[Batch]):
     of a pass is dropped.
     """
 
-    def __init__(self, stream: Stream, first: int = 0) -> None:
+    def __init__(self, stream: TrainingData, first: int = 0) -> None:
         self.stream, self.first = stream, first
-        self._loaded: _Loaded | None = None
+        self._loaded: LoadedShard | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         stream, skip = self.stream, self.first
@@ -123,7 +123,7 @@ class Views(IterableDataset[Batch]):
             skip = max(0, skip - batches)
             turn += 1
 
-    def _view(self, stream: Stream, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
+    def _view(self, stream: TrainingData, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
         now = self._load(stream, stream.pack.shards[shard], epoch)
         view = draw(stream.recipe, epoch, clip, now.ids)
         wave = render(view, now.waves, now.rms, stream.pack.rate_hz)
@@ -135,7 +135,7 @@ class Views(IterableDataset[Batch]):
         heard = [source.clip for source in view.sources]
         return wave, now.target[heard].max(axis=0), np.asarray(now.kept[heard].any(axis=0))
 
-    def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
+    def _load(self, stream: TrainingData, shard: Shard, epoch: int) -> LoadedShard:
         last = self._loaded
         if last is None or last.shard != shard:
             last = self._loaded = None  # one shard at a time in memory
@@ -147,14 +147,14 @@ class Views(IterableDataset[Batch]):
             ids, waves, rms = last.ids, last.waves, last.rms
         stored = CLEAN_EPOCH if stream.store.clean else epoch
         answers = stream.store.read(stored, shard.name, shard.clips)
-        self._loaded = _Loaded(shard, epoch, ids, waves, rms, *answers.dense(stream.fill))
+        self._loaded = LoadedShard(shard, epoch, ids, waves, rms, *answers.dense(stream.fill))
         return self._loaded
 
 
 class _Reported(IterableDataset["Batch | CedEdgeError"]):
     """Errors as items: the loader would make a page of text of one that is raised in a worker."""
 
-    def __init__(self, views: Views) -> None:
+    def __init__(self, views: Batches) -> None:
         self.views = views
 
     def __iter__(self) -> Iterator[Batch | CedEdgeError]:
@@ -165,7 +165,7 @@ class _Reported(IterableDataset["Batch | CedEdgeError"]):
 
 
 def loader(
-    stream: Stream, first: int = 0, workers: int = 1, views: type[Views] = Views, device: str = "cpu"
+    stream: TrainingData, first: int = 0, workers: int = 1, views: type[Batches] = Batches, device: str = "cpu"
 ) -> Generator[Batch, None, None]:
     """Batches from number `first` on, rendered ahead of the training step by `workers` processes (0: in this one).
 
@@ -243,7 +243,7 @@ def _start_process(device: str, _worker: int) -> None:
     os.setpgid(0, 0)
 
 
-def _plan(stream: Stream, turn: int) -> NDArray[np.int64]:
+def _plan(stream: TrainingData, turn: int) -> NDArray[np.int64]:
     """The (shard, clip) pairs of one pass, in order: (rows, 2)."""
     seed, shards = stream.recipe.seed, stream.pack.shards
     order = _permutation(f"shards|{seed}|{turn}", len(shards))[stream.rank :: stream.world]

@@ -45,7 +45,7 @@ class Interrupted(CedEdgeError):
 
 
 @dataclass
-class Learner:
+class Trainer:
     """A network that learns: all that changes meanwhile, and so all that a run needs to go on."""
 
     run: Path

@@ -21,10 +21,10 @@ from ced_edge.spec import ModelSpec, size
 from distill.packing.shards import Pack, Shard, read_shard
 from distill.teaching.store import Store
 from distill.teaching.views import ViewRecipe, clip_rms
-from distill.training.batches import Batch, Stream, Views, _Loaded, loader
+from distill.training.batches import Batch, Batches, LoadedShard, TrainingData, loader
 from distill.training.config import HEAD_WIDTH, PretrainConfig, TrainConfig
 from distill.training.log import Reporter, TrainLog
-from distill.training.loop import MODEL_NAME, Learner, make_fabric
+from distill.training.loop import MODEL_NAME, Trainer, make_fabric
 from distill.training.optimizers import make_optimizers
 from distill.training.train import time_offset
 
@@ -112,7 +112,7 @@ def pretrain(
     optimizers = make_optimizers(mae, config, betas=(0.9, 0.95))  # the published betas of masked autoencoders
     rank, world = fabric.global_rank, fabric.world_size
     recipe = {"pretrain": config.to_dict(), "pack": pack.hash, "processes": world}
-    learner = Learner(run, config, recipe, config.steps, fabric, mae, optimizers, mae.student)
+    learner = Trainer(run, config, recipe, config.steps, fabric, mae, optimizers, mae.student)
     step = learner.resume()
     if learner.done(step):
         return run / MODEL_NAME
@@ -123,7 +123,7 @@ def pretrain(
         return {"loss": prepared_mae(batch.wave, *_draw(mae.student, batch.wave, config, step, rank, world))}
 
     log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
-    batches = loader(waves(pack, config, rank, world), step, config.workers, Waves, fabric.device.type)
+    batches = loader(waves(pack, config, rank, world), step, config.workers, WaveBatches, fabric.device.type)
     return learner.learn(step, losses, prepared, batches, log)
 
 
@@ -180,25 +180,25 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
-def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> Stream:
+def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> TrainingData:
     """Windows of single clips, anew in each pass over the pack: any place, level and sign, nothing masked or mixed."""
     # No pass takes less than a step, so that many epochs are never used up.
     recipe = ViewRecipe(seed=config.seed, windows=((config.steps, config.seconds),), mask_probability=0.0, mix=(1.0,))
     unread = Store(Path(), recipe, [], 1, pack.hash)
     rate_hz = size(config.size).frontend.rate_hz
-    return Stream(pack, unread, recipe, max(1, config.batch // world), rate_hz, rank=rank, world=world)
+    return TrainingData(pack, unread, recipe, max(1, config.batch // world), rate_hz, rank=rank, world=world)
 
 
-class Waves(Views):
+class WaveBatches(Batches):
     """Batches of views whose answers are empty: nobody was asked."""
 
-    def _load(self, stream: Stream, shard: Shard, epoch: int) -> _Loaded:
+    def _load(self, stream: TrainingData, shard: Shard, epoch: int) -> LoadedShard:
         if self._loaded is None or self._loaded.shard != shard:
             self._loaded = None  # one shard at a time in memory
             clips = read_shard(stream.pack, shard)
             sounds: list[Int16] = [c.wave for c in clips]
             nothing = np.zeros((len(clips), 0), np.float32)
-            self._loaded = _Loaded(
+            self._loaded = LoadedShard(
                 shard, epoch, [c.id for c in clips], sounds, [clip_rms(w) for w in sounds], nothing, nothing > 0
             )
         return self._loaded

@@ -15,17 +15,17 @@ from ced_edge.network.ced import CED
 from ced_edge.spec import ModelSpec, size
 from distill.teaching.store import CLEAN_EPOCH
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Batch, Stream, loader
+from distill.training.batches import Batch, TrainingData, loader
 from distill.training.config import TrainConfig
 from distill.training.log import Reporter, TrainLog
-from distill.training.loop import MODEL_NAME, Learner, make_fabric
+from distill.training.loop import MODEL_NAME, Trainer, make_fabric
 from distill.training.losses import bce, prior_logits, spread, top_k_kl
 from distill.training.optimizers import make_optimizers, warm_ema
 
 
 def train(
     run: Path,
-    stream: Stream,
+    stream: TrainingData,
     config: TrainConfig,
     *,
     init: CED | None = None,
@@ -47,7 +47,7 @@ def train(
     averaged = AveragedModel(model, multi_avg_fn=warm_ema(config.ema), use_buffers=True)
     steps = config.steps or total_steps(stream, config)
     recipe, optimizers = make_recipe(stream, config, steps), make_optimizers(model, config)
-    learner = Learner(run, config, recipe, steps, fabric, model, optimizers, cast(CED, averaged.module), averaged)
+    learner = Trainer(run, config, recipe, steps, fabric, model, optimizers, cast(CED, averaged.module), averaged)
     step = learner.resume()
     if learner.done(step):
         return run / MODEL_NAME
@@ -66,13 +66,13 @@ def train(
     return learner.learn(step, losses, prepared, batches, log)
 
 
-def make_recipe(stream: Stream, config: TrainConfig, steps: int) -> dict[str, Any]:
+def make_recipe(stream: TrainingData, config: TrainConfig, steps: int) -> dict[str, Any]:
     """All that decides what is learnt, for the checkpoint."""
     views, store = stream.recipe.to_dict(), stream.store.to_dict()
     return {"train": config.to_dict(), "views": views, "store": store, "steps": steps, "processes": stream.world}
 
 
-def check_store(stream: Stream) -> None:
+def check_store(stream: TrainingData) -> None:
     """Raise InputError when the answers are about other clips or views than those that will be heard."""
     store = stream.store
     if store.pack != stream.pack.hash:
@@ -94,7 +94,7 @@ def check_windows(spec: ModelSpec, recipe: ViewRecipe) -> None:
             )
 
 
-def new_student(stream: Stream, config: TrainConfig) -> CED:
+def new_student(stream: TrainingData, config: TrainConfig) -> CED:
     """A student with initial weights; its head may start at the mean of the stored answers.
 
     Every residual branch starts at 0, which learns a little faster from a cold start.
@@ -108,7 +108,7 @@ def new_student(stream: Stream, config: TrainConfig) -> CED:
     return model
 
 
-def start_at_prior(model: CED, stream: Stream, fill: str) -> None:
+def start_at_prior(model: CED, stream: TrainingData, fill: str) -> None:
     """Set the head's bias to where it predicts the mean of the stored answers."""
     store, shards = stream.store, stream.pack.shards[:16]
     epoch = CLEAN_EPOCH if store.clean else 0
@@ -117,7 +117,7 @@ def start_at_prior(model: CED, stream: Stream, fill: str) -> None:
     head.bias.data.copy_(prior_logits(torch.from_numpy(np.mean(dense, axis=0))))
 
 
-def total_steps(stream: Stream, config: TrainConfig) -> int:
+def total_steps(stream: TrainingData, config: TrainConfig) -> int:
     """Steps to hear every stored epoch `repeats` times."""
     per_turn = stream.pack.clips // (stream.batch * stream.world)
     return max(1, per_turn) * stream.recipe.epochs * config.repeats

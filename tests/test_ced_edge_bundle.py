@@ -24,7 +24,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.labels import TABLE_NAME, labels_hash, table
 from ced_edge.runtime import bundle as artifact
-from ced_edge.runtime.bundle import LABELS_NAME, MANIFEST_NAME, Bundle, read_bundle
+from ced_edge.runtime.bundle import BUNDLE_NAME, LABELS_NAME, Bundle, read_bundle
 from export.replace import atomic_folder
 
 
@@ -44,7 +44,7 @@ def refused(folder: Path, told: str) -> None:
 
 def change(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> None:
     """Edit the manifest as JSON, its hash too."""
-    path = bundle.folder / MANIFEST_NAME
+    path = bundle.folder / BUNDLE_NAME
     fields = json.loads(path.read_text())
     del fields["sha256"]
     edit(fields)
@@ -55,14 +55,14 @@ def change(bundle: Bundle, edit: Callable[[dict[str, Any]], Any]) -> None:
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255))
 def test_no_changed_byte_of_the_manifest_goes_unseen(at: int, byte: int) -> None:
     original = shared_bundle()
-    text = (original.folder / MANIFEST_NAME).read_bytes()
+    text = (original.folder / BUNDLE_NAME).read_bytes()
     changed = bytearray(text)
     changed[at % len(text)] = byte
     with tempfile.TemporaryDirectory() as folder:
         for path in original.folder.iterdir():
             (Path(folder) / path.name).symlink_to(path)
-        (Path(folder) / MANIFEST_NAME).unlink()
-        (Path(folder) / MANIFEST_NAME).write_bytes(changed)
+        (Path(folder) / BUNDLE_NAME).unlink()
+        (Path(folder) / BUNDLE_NAME).write_bytes(changed)
         try:
             found = read_bundle(Path(folder))
         except InputError:
@@ -129,10 +129,10 @@ def test_a_table_in_another_order(bundle: Bundle) -> None:
 def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
     refused(tmp_path / "nothing", "no such bundle")
     refused(tmp_path, r"is no bundle: it has no manifest\.json")
-    (tmp_path / MANIFEST_NAME).write_text("{")
+    (tmp_path / BUNDLE_NAME).write_text("{")
     refused(tmp_path, "is not readable JSON")
     for other in ("[]", "{}", '{"format": 99}'):
-        (tmp_path / MANIFEST_NAME).write_text(other)
+        (tmp_path / BUNDLE_NAME).write_text(other)
         refused(tmp_path, "is of another format than 1: export the bundle again")
 
 
@@ -217,11 +217,11 @@ def test_of_a_link_what_it_leads_to_is_replaced(bundle: Bundle) -> None:
     "files",
     [
         {"mine.txt": "dear"},
-        {MANIFEST_NAME: '{"name": "My app", "icons": []}', "index.html": "<p>"},
-        {MANIFEST_NAME: '{"format": "a", "files": []}'},
-        {MANIFEST_NAME: '{"format": 1, "files": ["index.html"]}'},
-        {MANIFEST_NAME: "[]"},
-        {MANIFEST_NAME: "{"},
+        {BUNDLE_NAME: '{"name": "My app", "icons": []}', "index.html": "<p>"},
+        {BUNDLE_NAME: '{"format": "a", "files": []}'},
+        {BUNDLE_NAME: '{"format": 1, "files": ["index.html"]}'},
+        {BUNDLE_NAME: "[]"},
+        {BUNDLE_NAME: "{"},
     ],
 )
 def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, files: dict[str, str]) -> None:
@@ -287,7 +287,7 @@ def test_a_killed_export_leaves_the_old_bundle_and_is_cleared_away(tmp_path: Pat
     script = (
         "import os, sys; from pathlib import Path; from ced_edge.runtime.bundle import atomic_folder\n"
         "with atomic_folder(Path(sys.argv[1])) as f:\n"
-        "    (f / 'manifest.json').write_text('{}')\n"
+        "    (f / 'bundle.json').write_text('{}')\n"
         "    os.kill(os.getpid(), 9)\n"
     )
     bundle = tmp_path / "bundle"
@@ -308,11 +308,11 @@ def test_a_killed_export_leaves_the_old_bundle_and_is_cleared_away(tmp_path: Pat
 
 def write_marked(folder: Path, text: str) -> None:
     """What passes for a bundle when it is replaced."""
-    (folder / MANIFEST_NAME).write_text(json.dumps({"format": 1, "files": [], "mark": text}))
+    (folder / BUNDLE_NAME).write_text(json.dumps({"format": 1, "files": [], "mark": text}))
 
 
 def mark(folder: Path) -> Any:
-    return json.loads((folder / MANIFEST_NAME).read_text())["mark"]
+    return json.loads((folder / BUNDLE_NAME).read_text())["mark"]
 
 
 @pytest.fixture
@@ -338,7 +338,7 @@ def test_killed_between_the_renames(tmp_path: Path, other_system: None, step: in
         f"    os.kill(os.getpid(), 9) if count == {step} else real(self, target)\n"
         "pathlib.Path.rename = rename\n"
         "with artifact.atomic_folder(pathlib.Path(sys.argv[1])) as f:\n"
-        """    (f / 'manifest.json').write_text('{"format": 1, "files": [], "mark": "new"}')\n"""
+        """    (f / 'bundle.json').write_text('{"format": 1, "files": [], "mark": "new"}')\n"""
     )
     assert subprocess.run([sys.executable, "-c", script, bundle], check=False).returncode == -signal.SIGKILL
     assert bundle.exists() == (step != 2)

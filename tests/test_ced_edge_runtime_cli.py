@@ -75,8 +75,8 @@ def test_tag_json_is_what_the_tagger_says(call: Call, audio: Path) -> None:
     tagger, wave = Tagger(bundle()), load(audio / "a.wav", 16_000)
     for found, probs in [
         (a["tags"], tagger.predict(wave)),
-        (a["windows"][1]["tags"], tagger.hear(wave[32_000:64_000])),
-        (b["tags"], tagger.hear(load(audio / "deep" / "b.flac", 16_000))),
+        (a["windows"][1]["tags"], tagger.predict_window(wave[32_000:64_000])),
+        (b["tags"], tagger.predict_window(load(audio / "deep" / "b.flac", 16_000))),
     ]:
         best = np.argsort(-probs, kind="stable")[:3]
         assert [t["index"] for t in found] == best.tolist()
@@ -176,11 +176,11 @@ def test_the_newest_bundle_of_the_runs(call: Call, audio: Path) -> None:
     for i, name in enumerate(["old", "new", "other"]):
         folder = Path("runs") / name / "bundle"
         shutil.copytree(bundle(), folder)
-        os.utime(folder / "manifest.json", (100 - abs(i - 1), 100 - abs(i - 1)))
+        os.utime(folder / "bundle.json", (100 - abs(i - 1), 100 - abs(i - 1)))
     code, out, _ = call("info", "--json")
     assert code == 0
     assert call("info")[1].splitlines()[0].split() == ["bundle", "runs/new/bundle"]
-    assert json.loads(out) == json.loads((bundle() / "manifest.json").read_text())
+    assert json.loads(out) == json.loads((bundle() / "bundle.json").read_text())
 
 
 def test_info(call: Call) -> None:

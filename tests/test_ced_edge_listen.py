@@ -26,7 +26,7 @@ from ced_edge.audio.microphone import Microphone
 from ced_edge.audio.sources import FileSource, PcmSource, Piece, PieceQueue
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.runtime.events import Event, EventRule, Events
-from ced_edge.runtime.listen import Heard, listen
+from ced_edge.runtime.listen import ListenStats, listen
 from ced_edge.runtime.show import Screen, clock
 from ced_edge.runtime.tagger import StreamingTagger, Tags, tag_stream
 
@@ -42,7 +42,7 @@ class Notebook:
         self.events: list[Event] = []
         self.notes: list[str] = []
 
-    def tags(self, tags: Tags, active: list[int], heard: Heard) -> None:
+    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
         self.seen.append(tags)
 
     def event(self, event: Event) -> None:
@@ -66,14 +66,14 @@ class Burst:
         pass
 
 
-def hear(source: Any, hop_s: float = 0.1, **options: Any) -> tuple[Heard, Notebook]:
+def run(source: Any, hop_s: float = 0.1, **options: Any) -> tuple[ListenStats, Notebook]:
     book = Notebook()
     stream = StreamingTagger(Loudness(0.2), hop_s=hop_s)
     return listen(source, stream, Events(EventRule(), 2), book, **options), book
 
 
 def test_a_slow_machine_skips_windows_and_says_so() -> None:
-    heard, book = hear(Burst([0.2, 3.0, *[0.1] * 20], live=True))
+    heard, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=True))
     assert heard.skipped > 20
     assert heard.windows + heard.skipped == 1 + 30 + 20  # one every 0.1 s, none lost from the count
     assert heard.windows == len(book.seen)
@@ -85,27 +85,27 @@ def test_a_slow_machine_skips_windows_and_says_so() -> None:
 
 
 def test_falling_behind_for_long_is_told_of_now_and_then() -> None:
-    heard, book = hear(Burst([1.0] * 100, live=True))
+    heard, book = run(Burst([1.0] * 100, live=True))
     assert heard.skipped > 500
     assert 3 < len(book.notes) < 12
 
 
 def test_what_is_not_live_is_never_skipped() -> None:
-    heard, book = hear(Burst([0.2, 3.0, *[0.1] * 20], live=False))
+    heard, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=False))
     assert heard.skipped == 0
     assert heard.windows == 51
     assert book.notes == []
 
 
 def test_the_last_events_are_flushed() -> None:
-    _, book = hear(Burst([1.0, 0.05], live=False))
+    _, book = run(Burst([1.0, 0.05], live=False))
     assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, pytest.approx(1.05))]
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_stopping_ends_the_events_and_hears_no_more(live: bool) -> None:
     asked = iter([False] * 3)
-    heard, book = hear(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
+    heard, book = run(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
     assert heard.windows == 3
     assert book.events[-1].end_s == book.seen[-1].end_s == heard.seconds
 
@@ -139,9 +139,9 @@ class Pieces:
         pass
 
 
-def fails(source: Any, error: str) -> tuple[Heard, Notebook]:
+def fails(source: Any, error: str) -> tuple[ListenStats, Notebook]:
     """What is heard of a source before its error."""
-    heard, book = Heard(), Notebook()
+    heard, book = ListenStats(), Notebook()
     stream = StreamingTagger(Loudness(0.2), hop_s=0.1)
     with pytest.raises(CedEdgeError, match=error):
         listen(source, stream, Events(EventRule(), 2), book, heard=heard)
@@ -181,10 +181,10 @@ def test_another_rate_in_the_middle(frames: int) -> None:
 def test_a_file_is_heard_whole(tmp_path: Path) -> None:
     wave = np.random.default_rng(0).uniform(-1, 1, (48_000, 2))
     soundfile.write(tmp_path / "x.wav", wave, 48_000)
-    heard, _ = hear(FileSource(tmp_path / "x.wav"))
+    heard, _ = run(FileSource(tmp_path / "x.wav"))
     assert (heard.windows, heard.skipped) == (9, 0)
     with pytest.raises(AudioError, match="no such file"):
-        hear(FileSource(tmp_path / "y.wav"))
+        run(FileSource(tmp_path / "y.wav"))
 
 
 def read_all(source: Any) -> Float32:
@@ -293,7 +293,7 @@ class Pipe:
         for _ in range(round(seconds / self._piece_s)):
             self._waits_s.put(self._piece_s / pace)
 
-    def hear(self, seconds: float, pace: float) -> set[bool]:
+    def run(self, seconds: float, pace: float) -> set[bool]:
         """Write, and read each piece as it comes; whether the source was live meanwhile."""
         seen = set()
         for _ in range(round(seconds / self._piece_s)):
@@ -313,35 +313,35 @@ def test_a_pipe_that_runs_ahead_of_the_clock_is_not_live(
 ) -> None:
     pipe = Pipe(monkeypatch)
     assert not pipe.source.live
-    assert pipe.hear(4.8 * pace, pace) == {False}  # nothing is known yet
-    pipe.hear(1, pace)
-    assert pipe.hear(40, pace) == {live}
+    assert pipe.run(4.8 * pace, pace) == {False}  # nothing is known yet
+    pipe.run(1, pace)
+    assert pipe.run(40, pace) == {live}
     pipe.close()
     assert not pipe.source.live  # it cannot get further behind
 
 
 def test_a_live_pipe_may_begin_with_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipe(monkeypatch)
-    assert pipe.hear(6, 1e9) == {False}
-    pipe.hear(6, 1.0)
-    assert pipe.hear(20, 1.0) == {True}
+    assert pipe.run(6, 1e9) == {False}
+    pipe.run(6, 1.0)
+    assert pipe.run(20, 1.0) == {True}
     pipe.clock.now += 8  # the network hangs, and then all comes at once
-    pipe.hear(8, 1e9)
-    pipe.hear(6, 1.0)
-    assert pipe.hear(20, 1.0) == {True}
+    pipe.run(8, 1e9)
+    pipe.run(6, 1.0)
+    assert pipe.run(20, 1.0) == {True}
     pipe.close()
 
 
 def test_a_sound_card_may_be_fast_for_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipe(monkeypatch, piece_s=1.0)
-    pipe.hear(10, 1.0002)
-    assert pipe.hear(24 * 3_600, 1.0002) == {True}
+    pipe.run(10, 1.0002)
+    assert pipe.run(24 * 3_600, 1.0002) == {True}
     pipe.close()
 
 
 def test_a_pipe_whose_writer_waits_for_us_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = Pipe(monkeypatch)
-    pipe.hear(10, 1.0)
+    pipe.run(10, 1.0)
     assert pipe.source.live
     pipe.write(31, 1.0)
     assert not wait_while(lambda: pipe.source.live)
@@ -349,7 +349,7 @@ def test_a_pipe_whose_writer_waits_for_us_may_be_a_file(monkeypatch: pytest.Monk
     assert not pipe.source.live  # the pace was ours
     while pipe.source.read(0.1):
         pass
-    pipe.hear(6, 1.0)
+    pipe.run(6, 1.0)
     assert pipe.source.live
     pipe.close()
 
@@ -477,7 +477,7 @@ def test_the_screen_is_drawn_in_place(capsys: pytest.CaptureFixture[str], monkey
     probs = np.zeros(527, np.float32)
     probs[[74, 23]] = 0.9, 0.4
     for i in range(2):
-        screen.tags(Tags(i, i + 2.0, probs), [74], Heard(skipped=3 * i))
+        screen.tags(Tags(i, i + 2.0, probs), [74], ListenStats(skipped=3 * i))
     screen.event(Event(74, 1.0, 2.5, 0.93))
     out = capsys.readouterr().out
     frames = out.split("\x1b[3F\x1b[J")  # up three lines, and away with them
@@ -501,7 +501,7 @@ def test_the_screen_is_no_higher_than_the_terminal(
     monkeypatch.setenv("LINES", "4")
     screen = Screen(10, 0.0, False)
     for i in range(2):
-        screen.tags(Tags(i, i + 2.0, np.zeros(527, np.float32)), [], Heard())
+        screen.tags(Tags(i, i + 2.0, np.zeros(527, np.float32)), [], ListenStats())
     first, second = capsys.readouterr().out.split("\x1b[3F\x1b[J")
     assert len(first.splitlines()) == len(second.splitlines()) == 3  # and a row for the cursor
     screen.note("it stays")
