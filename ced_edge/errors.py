@@ -13,3 +13,8 @@ class InputError(CedEdgeError):
     """What the user gave (a path, an option, a file's content) cannot be used; exit code 2."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

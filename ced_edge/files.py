@@ -130,6 +130,14 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def path_inside(folder: Path, name: str) -> Path:
+    """`folder / name`, for a name that was read from a file. Raises InputError when that lies outside of `folder`."""
+    path = folder / name
+    if "\0" in name or not path.resolve().is_relative_to(folder.resolve()) or path.resolve() == folder.resolve():
+        raise InputError(f"{name!r} is no name of a file inside {folder}: the file that names it is damaged or hostile")
+    return path
+
+
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; the lock dies with the process, however it ends.

@@ -108,7 +108,7 @@ def teach(
     """Let the teachers answer every view of a pack, once, into a store. Under torchrun ranks share the work."""
     from distill.packing.shards import Pack
     from distill.pipeline import run_teach
-    from distill.processes import process, run_lock
+    from distill.processes import rank_and_world, run_lock
     from distill.teachers import parse_teachers
     from distill.teaching.store import Store
     from distill.teaching.teach import teach_labels
@@ -123,7 +123,7 @@ def teach(
             teach_labels(shards, store)
         else:
             store = run_teach(shards, out, parse_teachers(teacher, teachers_toml), views, k, device, workers, clean)
-    rank, world = process()
+    rank, world = rank_and_world()
     if world > 1:
         say(f"{out}: process {rank} of {world} has done its share")
     else:
@@ -158,7 +158,7 @@ def train(
     """
     from distill.packing.shards import Pack
     from distill.pipeline import run_train
-    from distill.processes import process, run_lock
+    from distill.processes import rank_and_world, run_lock
     from distill.teaching.store import Store
     from distill.training.loop import STATE_NAME
 
@@ -173,7 +173,7 @@ def train(
         raise InputError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     with run_lock(out):
         weights = run_train(out, Pack.open(pack_path), store, chosen, init, device, views)
-    if process()[0] == 0:
+    if rank_and_world()[0] == 0:
         click.echo(weights)
 
 
@@ -331,7 +331,7 @@ def distill(
 def pretrain(pack_path: str, out: Path, resume: bool, device: str, config: Path | None, **flags: Any) -> None:
     """Warm a student up on unlabelled audio (masked autoencoder); start training from it with --init OUT."""
     from distill.packing.shards import Pack
-    from distill.processes import process, run_lock
+    from distill.processes import rank_and_world, run_lock
     from distill.progress import TrainingBar
     from distill.training.loop import STATE_NAME
     from distill.training.pretrain import pretrain as run
@@ -341,5 +341,5 @@ def pretrain(pack_path: str, out: Path, resume: bool, device: str, config: Path 
         raise InputError(f"{out} holds a run already: add --resume to go on with it, or choose another --out")
     with run_lock(out), TrainingBar() as bar:
         weights = run(out, Pack.open(pack_path), chosen, device, bar)
-    if process()[0] == 0:
+    if rank_and_world()[0] == 0:
         click.echo(weights)

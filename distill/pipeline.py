@@ -27,7 +27,7 @@ from distill.evaluation.comparison import check_names, evaluate_student, evaluat
 from distill.evaluation.plots import plot_loss, plot_per_class_ap
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
-from distill.processes import process
+from distill.processes import rank_and_world
 from distill.progress import TrainingBar, stage
 from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
@@ -100,7 +100,7 @@ def run_all(plan: Plan) -> dict[str, Any]:
 
 def check(plan: Plan) -> None:
     """Raise InputError on what the stages would refuse only hours later."""
-    if process()[1] > 1:
+    if rank_and_world()[1] > 1:
         raise InputError("distill is for one process: under torchrun use `ced-edge teach` and `ced-edge train`")
     find_device(plan.device)
     check_windows(size(plan.train.size), plan.views)
@@ -147,7 +147,7 @@ def run_train(
 ) -> Path:
     """Stage 3: shards and answers -> a student's weights. Under torchrun processes share the batches."""
     student = load_student(init, config)
-    rank, world = process()
+    rank, world = rank_and_world()
     if config.batch % world:
         raise InputError(f"--batch {config.batch} cannot be shared by {world} processes: choose a multiple of {world}")
     stream = TrainingData(

@@ -70,7 +70,7 @@ def in_order(pool: Pool, function: Callable[[Item], Result], items: Iterable[Ite
         raise CedEdgeError("a worker process died, perhaps out of memory: run again with --workers 1 to go on") from e
 
 
-def process() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """This process's rank, and how many there are: (0, 1) unless torchrun started it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -78,5 +78,5 @@ def process() -> tuple[int, int]:
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
     """Keep a second run out of `folder`; under torchrun the first process does it for all."""
-    with folder_lock(folder) if process()[0] == 0 else contextlib.nullcontext():
+    with folder_lock(folder) if rank_and_world()[0] == 0 else contextlib.nullcontext():
         yield

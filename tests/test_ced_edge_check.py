@@ -37,6 +37,7 @@ from ced_edge.proof.targets import targets
 from ced_edge.proof.worker import _Served
 from ced_edge.runtime import backends
 from ced_edge.runtime.bundle import LABELS_NAME, Bundle, labels_text, read_bundle
+from ced_edge.runtime.tagger import Tagger
 from ced_edge.spec import SIZES
 from distill.evaluation.evaluate import evaluate
 

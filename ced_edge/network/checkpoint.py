@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ced_edge import __version__
-from ced_edge.errors import InputError
+from ced_edge.errors import InputError, first_line
 from ced_edge.files import atomic_path, read_json
 from ced_edge.labels import labels_hash
 from ced_edge.network.ced import CED
@@ -163,11 +163,11 @@ def _download(name: str) -> CheckpointFiles:
             continue
         except Exception as e:  # the hub's own errors, its HTTP client's and the disk's
             raise InputError(
-                f"no file or folder {name}, and the Hugging Face hub did not give it: {_one_line(e)}"
+                f"no file or folder {name}, and the Hugging Face hub did not give it: {first_line(e)}"
             ) from e
     weights = found.get("model.safetensors", found.get("pytorch_model.bin"))
     if weights is None and offline is not None:
-        reason = _one_line(offline)
+        reason = first_line(offline)
         raise InputError(f"no file or folder {name}, and the Hugging Face hub is out of reach: {reason}") from offline
     if weights is None:
         raise InputError(f"{name} on the Hugging Face hub has neither model.safetensors nor pytorch_model.bin")
@@ -179,13 +179,9 @@ def _is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or f.read(9)[8:] == b"{"
 
 
-def _one_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
-
-
 def _unreadable(path: Path, e: Exception) -> InputError:
     # torch's advice on pickles, to load them unsafely, is not passed on.
-    reason = "no state dict of tensors alone" if "weights_only" in str(e) else _one_line(e)
+    reason = "no state dict of tensors alone" if "weights_only" in str(e) else first_line(e)
     return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {reason}")
 
 

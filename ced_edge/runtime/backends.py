@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.errors import CedEdgeError, InputError, first_line
 from ced_edge.runtime.bundle import LABELS_NAME
 
 TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
@@ -89,7 +89,7 @@ class OnnxBackend:
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # onnxruntime raises a dozen classes of its own
-            raise InputError(f"{path} is not a usable ONNX model: {_first_line(e)}") from e
+            raise InputError(f"{path} is not a usable ONNX model: {first_line(e)}") from e
         self.path = path
         self.runtime = f"onnxruntime {ort.__version__}"
         self.inputs = tuple(_onnx_port(p) for p in self._session.get_inputs())
@@ -102,7 +102,7 @@ class OnnxBackend:
             feeds = {port.name: x for port, x in zip(self.inputs, inputs, strict=True)}
             return list(self._session.run(None, feeds))
         except Exception as e:
-            raise CedEdgeError(f"{self.path} failed on input {[x.shape for x in inputs]}: {_first_line(e)}") from e
+            raise CedEdgeError(f"{self.path} failed on input {[x.shape for x in inputs]}: {first_line(e)}") from e
 
 
 class TfliteBackend:
@@ -114,7 +114,7 @@ class TfliteBackend:
             self._interpreter: Any = module.Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
         except Exception as e:  # ValueError or RuntimeError, by runtime and by defect
-            raise InputError(f"{path} is not a usable TFLite model: {_first_line(e)}") from e
+            raise InputError(f"{path} is not a usable TFLite model: {first_line(e)}") from e
         self.path = path
         self.runtime = f"{package} {getattr(module, '__version__', '')}".strip()
         self._in: list[dict[str, Any]] = self._interpreter.get_input_details()
@@ -133,7 +133,7 @@ class TfliteBackend:
             self._interpreter.invoke()
             return [self._interpreter.get_tensor(d["index"]) for d in self._out]
         except (ValueError, RuntimeError) as e:
-            raise CedEdgeError(f"{self.path} failed on input {[x.shape for x in inputs]}: {_first_line(e)}") from e
+            raise CedEdgeError(f"{self.path} failed on input {[x.shape for x in inputs]}: {first_line(e)}") from e
 
     def _resize(self, shapes: list[tuple[int, ...]]) -> None:
         if shapes == self._shapes:
@@ -185,11 +185,6 @@ def _tflite_port(d: dict[str, Any]) -> Port:
 def _check_count(path: Path, inputs: Sequence[NDArray[Any]], ports: Sequence[Port]) -> None:
     if len(inputs) != len(ports):
         raise ValueError(f"{path} takes {len(ports)} inputs, not {len(inputs)}")
-
-
-def _first_line(e: Exception) -> str:
-    lines = str(e).strip().splitlines()
-    return lines[0] if lines else type(e).__name__
 
 
 ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ced_edge.arrays import Bools
-from ced_edge.errors import InputError
+from ced_edge.errors import InputError, first_line
 from ced_edge.files import read_json, sha256_file, sha256_json
 from ced_edge.labels import find
 from ced_edge.spec import N_CLASSES
@@ -132,7 +132,7 @@ def download(hub_id: str) -> Path:
         if not (folder / "model.safetensors").exists():
             folder = Path(hub.snapshot_download(hub_id, allow_patterns=list(OLD_FILES)))
     except Exception as e:  # the hub's, its HTTP client's and the disk's own errors
-        raise InputError(f"no file {hub_id} here, and the Hugging Face hub did not give it: {_first_line(e)}") from e
+        raise InputError(f"no file {hub_id} here, and the Hugging Face hub did not give it: {first_line(e)}") from e
     return folder
 
 
@@ -150,8 +150,4 @@ def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as e:  # transformers, safetensors and pickle each raise their own
-        raise InputError(f"{folder} is no usable Hugging Face audio classifier: {_first_line(e)}") from e
-
-
-def _first_line(e: Exception) -> str:
-    return (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise InputError(f"{folder} is no usable Hugging Face audio classifier: {first_line(e)}") from e

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ced_edge.errors import InputError
+from ced_edge.errors import InputError, first_line
 from ced_edge.files import read_toml, sha256_file
 from distill.devices import teacher_device
 from distill.teachers import mobilenet
@@ -94,8 +94,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # pickle, zip and safetensors each raise their own
-        line = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise InputError(f"{path} is corrupted or no checkpoint: {line}") from e
+        raise InputError(f"{path} is corrupted or no checkpoint: {first_line(e)}") from e
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

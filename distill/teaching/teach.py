@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.spec import N_CLASSES
 from distill.devices import local_device
 from distill.packing.shards import Pack, PackedClip, Shard, read_shard
-from distill.processes import in_order, pool_of
+from distill.processes import in_order, pool_of, rank_and_world
 from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
 from distill.teaching.store import CLEAN_EPOCH, Store, TopK
@@ -93,7 +92,7 @@ class TeachWorker:
 
 def units(job: Job) -> list[Unit]:
     """All (shard, epoch) pairs, a shard's epochs together so that it is read once; under torchrun this rank's."""
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     return [(shard, epoch) for shard in job.pack.shards[rank::world] for epoch in job.store.epochs]
 
 
@@ -130,7 +129,7 @@ def _open(pack: Pack, store: Store) -> None:
     """Make the store, or check that it is of this pack. Of several ranks only the first one writes the header."""
     if store.pack != pack.hash:
         raise InputError(f"{store.path} is a store of another pack: choose another folder, or delete it")
-    if os.environ.get("RANK", "0") == "0":
+    if rank_and_world()[0] == 0:
         store.create()
     else:
         store.check()

@@ -21,7 +21,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.errors import CedEdgeError, InputError, first_line
 from ced_edge.files import atomic_path
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import save_model
@@ -125,8 +125,7 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
             different = differences(self.recipe, {"processes": 1, **state["recipe"]})
         except Exception as e:  # a broken file can raise almost anything
-            reason = str(e).partition("\n")[0]
-            raise InputError(f"{path} is no training state ({reason}): delete it to start over") from e
+            raise InputError(f"{path} is no training state ({first_line(e)}): delete it to start over") from e
         if different:
             names = ", ".join(dict.fromkeys(different))
             raise InputError(f"{self.run} was begun with other values of {names}: choose another folder, or delete it")
