@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -13,7 +12,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,12 +21,8 @@ from tiny_bundle import shared_bundle
 
 from ced_edge.audio.base import AUDIO_SUFFIXES
 from ced_edge.audio.read import load
-from ced_edge.errors import CedEdgeError
 from ced_edge.labels import labels
-from ced_edge.runtime import tag_files
-from ced_edge.runtime.plot import spectrogram
 from ced_edge.runtime.tagger import Tagger
-from ced_edge.spec import FrontendSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -144,33 +138,6 @@ def test_names_that_are_no_files(call: Call, audio: Path) -> None:
     ]
 
 
-def test_files_run_side_by_side_each_in_a_tagger_of_its_own(audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, working, most = tag_files.tag_stream, [0], [0]
-    taggers: set[int] = set()
-    import threading
-
-    both = threading.Barrier(2, timeout=60)
-
-    def watch(stream: Any, pieces: Any) -> Any:
-        working[0] += 1
-        most[0] = max(most[0], working[0])
-        taggers.add(id(stream.tagger))
-        both.wait()
-        yield from real(stream, pieces)
-        working[0] -= 1
-
-    monkeypatch.setattr(tag_files, "tag_stream", watch)
-    paths = [audio / "a.wav", audio / "deep" / "b.flac"] * 2
-    seen: list[float] = []
-    done = list(tag_files.tag_files(Tagger(bundle()), paths, jobs=2, progress=seen.append))
-    assert [t.path for t in done] == paths
-    assert (most[0], len(taggers)) == (2, 2)
-    assert seen[-1] == 1.0
-    assert all(0 <= x <= 1 for x in seen)
-    for a, b in zip(done[:2], done[2:], strict=True):
-        assert all(np.array_equal(x.probs, y.probs) for x, y in zip(a.tags, b.tags, strict=True))
-
-
 def test_the_newest_bundle_of_the_runs(call: Call, audio: Path) -> None:
     refused(call("tag", audio), 2, "no bundle in runs/*/bundle", "ced-edge export")
     for i, name in enumerate(["old", "new", "other"]):
@@ -227,23 +194,6 @@ def test_a_broken_bundle_is_told_of_before_any_file_is_read(call: Call, audio: P
         assert (result[1], result[2].count("\n")) == ("", 1)
 
 
-def test_plot(call: Call, audio: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib draws the picture")
-    import matplotlib.image
-
-    code, _, _ = call("tag", audio / "a.wav", "--bundle", bundle(), "--plot", "a.png", "--hop", 0.5)
-    assert code == 0
-    picture = matplotlib.image.imread("a.png")
-    assert picture.shape[0] > 400
-    assert picture.shape[1] > 1_000
-    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 100
-    refused(call("tag", audio / "a.wav", "--bundle", bundle(), "--plot", "a.png/x.png"), 1)
-    # A slip that would put the picture in the recording's place.
-    before = (audio / "a.wav").read_bytes()
-    refused(call("tag", audio / "a.wav", "--bundle", bundle(), "--plot", audio / "a.wav"), 2, "ends in .png")
-    assert (audio / "a.wav").read_bytes() == before
-
-
 def test_files_of_any_name(call: Call, audio: Path) -> None:
     """Not UTF-8, a line break, what matplotlib would take for a formula, a script that its font lacks."""
     names = [b"bad\xff.wav", b"two\nlines.wav", b"$_$.wav", "犬.wav".encode()]
@@ -257,29 +207,6 @@ def test_files_of_any_name(call: Call, audio: Path) -> None:
     assert rows[4][0] == str(paths[1])
     for path in paths:
         assert call("tag", path, "--bundle", bundle(), "--plot", "a.png")[::2] == (0, "")
-
-
-def test_plot_without_matplotlib(call: Call, audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
-    result = call("tag", audio / "a.wav", "--bundle", bundle(), "--plot", "a.png")
-    refused(result, 2, "--plot needs matplotlib: pip install matplotlib")
-
-
-@pytest.mark.parametrize(
-    ("samples", "rate_hz"), [(100, 16_000), (4_000, 16_000), (100_000, 44_100), (2_000_000, 16_000)]
-)
-def test_the_spectrogram_shows_each_sound_in_its_place(tmp_path: Path, samples: int, rate_hz: int) -> None:
-    wave = np.zeros(samples, np.float32)
-    at = samples // 3
-    wave[at : at + rate_hz // 100 + 1] = 0.5
-    soundfile.write(tmp_path / "x.wav", wave, rate_hz)
-    seconds = samples / rate_hz
-    picture, column_s = spectrogram(tmp_path / "x.wav", FrontendSpec(), seconds)
-    assert picture.shape[0] == 64
-    assert picture.shape[1] <= 1_500
-    assert picture.shape[1] == pytest.approx(seconds / column_s, abs=1.0)
-    assert picture.max(axis=0).argmax() * column_s == pytest.approx(at / rate_hz, abs=column_s + 0.05)
 
 
 def tones(path: Path) -> Path:
@@ -432,15 +359,3 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
         assert process.wait() == 1
-
-
-def test_an_error_of_the_model_names_the_file(audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tagger = Tagger(bundle())
-
-    def fail(*inputs: Any) -> Any:
-        raise CedEdgeError("m.onnx failed")
-
-    monkeypatch.setattr(tagger.backend, "run", fail)
-    (done,) = tag_files.tag_files(tagger, [audio / "a.wav"])
-    assert str(done.error) == f"{audio / 'a.wav'}: m.onnx failed"
-    assert done.tags == ()

@@ -6,11 +6,14 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import io
+import json
 import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from torch import Tensor, nn
 
 from ced_edge.files import sha256_file
 from ced_edge.network.ced import CED
-from ced_edge.runtime.bundle import LABELS_NAME, Bundle, ModelFile, labels_text
+from ced_edge.runtime.bundle import BUNDLE_NAME, LABELS_NAME, Bundle, ModelFile, labels_text
 from ced_edge.spec import ModelSpec
 
 SPEC = ModelSpec(width=24, heads=3, depth=2, max_frames=201)
@@ -108,6 +111,16 @@ def with_file(bundle: Bundle, path: Path, kind: str) -> Bundle:
     more = dataclasses.replace(bundle, files=(*bundle.files, model_file(path, kind)))
     more.write()
     return more
+
+
+def edit_bundle(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the fields of a bundle.json, and the hash of them too."""
+    path = folder / BUNDLE_NAME
+    fields = json.loads(path.read_text())
+    del fields["sha256"]
+    edit(fields)
+    fields["sha256"] = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(fields))
 
 
 def shared_bundle(input: str = "waveform") -> Bundle:
