@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import builtins
+import io
+import json
+import struct
+import subprocess
 import sys
+import tracemalloc
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +18,7 @@ import pytest
 
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.runtime import backends
-from ced_edge.runtime.backends import Port, load_backend
+from ced_edge.runtime.backends import NotInstalled, Port, installed, load_backend
 
 onnx = pytest.importorskip("onnx", reason="onnx writes the model files of these tests")
 
@@ -68,29 +73,81 @@ def test_other_suffix(tmp_path: Path) -> None:
         load_backend(tmp_path / "m.pt")
 
 
-def forbid(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    real = builtins.__import__
-
-    def fake(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] in packages:
-            raise ImportError(f"no module named {name}")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", fake)
-    for package in packages:
-        for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
-            monkeypatch.delitem(sys.modules, loaded)
-
-
-def test_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with model files whose content does not matter."""
     for name in ("m.onnx", "m.tflite"):
         (tmp_path / name).write_bytes(b"x")
-    forbid(monkeypatch, "onnxruntime")
-    with pytest.raises(InputError, match="pip install onnxruntime"):
-        load_backend(tmp_path / "m.onnx")
+    return tmp_path
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make the next import of these packages start anew."""
+    for name in [m for m in sys.modules if m.split(".")[0] in packages]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_says_what_to_install(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget(monkeypatch, "onnxruntime")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(NotInstalled, match=r"m\.onnx needs ONNX Runtime: pip install onnxruntime$"):
+        load_backend(models / "m.onnx")
     monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("no_such_runtime", "none"),))
-    with pytest.raises(InputError, match="pip install ai-edge-litert"):
-        load_backend(tmp_path / "m.tflite")
+    with pytest.raises(NotInstalled, match=r"m\.tflite needs a TFLite runtime: pip install ai-edge-litert$"):
+        load_backend(models / "m.tflite")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "module"),
+    [("m.onnx", "onnxruntime", "onnxruntime"), ("m.tflite", "ai-edge-litert", "ai_edge_litert.interpreter")],
+)
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            "ImportError('libGL.so.1: cannot open\\nmore')",
+            "libGL.so.1: cannot open",
+        ),
+        ("OSError('wrong ELF class')", "wrong ELF class"),
+        ("__import__('a_library_that_is_missing')", "No module named 'a_library_that_is_missing'"),
+    ],
+)
+def test_a_runtime_that_is_broken_is_not_called_missing(
+    models: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, module: str, error: str, line: str
+) -> None:
+    top = module.partition(".")[0]
+    (models / top).mkdir()
+    code = f"raise {error}\n" if error.startswith(("Imp", "OS")) else f"{error}\n"
+    (models / top / "__init__.py").write_text("" if "." in module else code)
+    (models / top / "interpreter.py").write_text(code)
+    forget(monkeypatch, top)
+    monkeypatch.syspath_prepend(models)
+    with pytest.raises(InputError) as e:
+        load_backend(models / name)
+    assert not isinstance(e.value, NotInstalled)
+    told = f"{package} is installed, but cannot be imported ({line}): pip install --force-reinstall {package}"
+    assert str(e.value).endswith(told)
+    assert str(models / name) in str(e.value)
+
+
+def test_a_folder_that_is_called_like_a_runtime_is_none(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python takes any folder of the working directory for a package."""
+    (models / "folder_of_mine").mkdir()
+    monkeypatch.syspath_prepend(models)
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("folder_of_mine.interpreter", "mine"), ("json", "standard")))
+    assert installed("tflite") == ["standard"]
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", backends.TFLITE_RUNTIMES[:1])
+    with pytest.raises(NotInstalled):
+        load_backend(models / "m.tflite")
+
+
+def test_installed_imports_nothing() -> None:
+    code = (
+        "import sys\nfrom ced_edge.runtime.backends import installed\nprint(installed('onnx'), installed('tflite'))\n"
+    )
+    code += "assert not {'onnxruntime', 'ai_edge_litert', 'tensorflow', 'tflite_runtime'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("['onnxruntime'] [")
 
 
 class FakeInterpreter:
@@ -127,24 +184,87 @@ class FakeInterpreter:
         return self.y
 
 
-@pytest.mark.parametrize("installed", range(len(backends.TFLITE_RUNTIMES)))
-def test_tflite_falls_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: int) -> None:
+@pytest.mark.parametrize("first", range(len(backends.TFLITE_RUNTIMES)))
+def test_tflite_falls_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     for i, (name, _) in enumerate(backends.TFLITE_RUNTIMES):
         # None in sys.modules makes the import fail, as where it is not installed.
         module: Any = None
-        if i >= installed:
+        if i >= first:
             module = types.ModuleType(name)
             module.Interpreter = FakeInterpreter
         monkeypatch.setitem(sys.modules, name.split(".")[0], module and types.ModuleType(name.split(".")[0]))
         monkeypatch.setitem(sys.modules, name, module)
     (tmp_path / "m.tflite").write_bytes(b"x")
     backend = load_backend(tmp_path / "m.tflite", threads=3)
-    assert backend.runtime == backends.TFLITE_RUNTIMES[installed][1]
+    assert backend.runtime == backends.TFLITE_RUNTIMES[first][1]
     assert backend.inputs == (Port("x", (-1, 3), "float32"),)
     assert backend.run(np.ones((2, 3), np.float32))[0].tolist() == [[2, 2, 2], [2, 2, 2]]
     with pytest.raises(CedEdgeError, match=r"failed on input \[\(3, 3\)\]: failed to prepare\.$"):
         backend.run(np.ones((3, 3), np.float32))
     assert backend.run(np.ones((2, 3), np.float32))[0].shape == (2, 3)
+
+
+@pytest.fixture
+def tflite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A .tflite file that FakeInterpreter runs."""
+    module: Any = types.ModuleType("fake_runtime")
+    module.Interpreter = FakeInterpreter
+    monkeypatch.setitem(sys.modules, "fake_runtime", module)
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("fake_runtime", "fake-runtime"),))
+    (tmp_path / "m.tflite").write_bytes(b"model" * 100)
+    return tmp_path / "m.tflite"
+
+
+def pack(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> None:
+    """Append a zip archive of one file, as TFLite metadata does."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", method) as f:
+        f.writestr(name, content)
+    path.write_bytes(path.read_bytes() + archive.getvalue())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_packed_labels_are_read(tflite: Path, method: int) -> None:
+    assert load_backend(tflite).metadata == {}
+    pack(tflite, "labels.txt", "Hund\nVögel\n".encode(), method)
+    assert json.loads(load_backend(tflite).metadata["labels"]) == ["Hund", "Vögel"]
+
+
+def test_an_archive_without_labels(tflite: Path) -> None:
+    pack(tflite, "other.txt", b"x")
+    assert load_backend(tflite).metadata == {}
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("claimed", [None, 1_000])
+def test_packed_labels_that_unpack_to_gigabytes_are_not_unpacked(
+    tflite: Path, method: int, claimed: int | None
+) -> None:
+    """Also where the archive claims a small size."""
+    size = 1 << 28
+    pack(tflite, "labels.txt", bytes(size), method)
+    assert tflite.stat().st_size < size / 900
+    if claimed is not None:
+        data, honest = tflite.read_bytes(), struct.pack("<I", size)
+        assert data.count(honest) == 2  # in the file's own header, and in the directory at the end
+        tflite.write_bytes(data.replace(honest, struct.pack("<I", claimed)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            InputError, match=r"the labels\.txt packed in .*m\.tflite .*(damaged|get the file again)"
+        ) as e:
+            load_backend(tflite)
+        assert tracemalloc.get_traced_memory()[1] < 16e6
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(e.value)
+
+
+def test_packed_labels_that_are_damaged(tflite: Path) -> None:
+    pack(tflite, "labels.txt", b"Hund\n" * 1_000, zipfile.ZIP_STORED)
+    tflite.write_bytes(tflite.read_bytes().replace(b"Hund", b"Bund", 1))
+    with pytest.raises(InputError, match=r"cannot be read \(Bad CRC-32.*\): get the file again"):
+        load_backend(tflite)
 
 
 def test_real_tflite(shared: Path) -> None:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,18 @@ from ced_edge.runtime.bundle import LABELS_NAME
 TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
     ("ai_edge_litert.interpreter", "ai-edge-litert"),
     ("tflite_runtime.interpreter", "tflite-runtime"),
-    # Not tensorflow.lite: as a module of that name TensorFlow has another one than `tf.lite`, without an Interpreter.
+    # `import tensorflow.lite` loads a module without an Interpreter, although the attribute `tf.lite` has one.
     ("tensorflow.lite.python.interpreter", "tensorflow"),
 )
-"""Module with an `Interpreter`, and the package that brings it; the first one installed is used."""
+"""A module with an `Interpreter`, and the package that holds it. The first installed one is used."""
+ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
+"""Module and package, as above."""
+_MAX_LABELS_BYTES = 1 << 20
+"""Largest label file that is read out of a .tflite file. AudioSet's has 6,337 bytes."""
 
 
 class NotInstalled(InputError):
-    """The file may be fine, but nothing here can run it. The message says what to install."""
+    """No installed package runs this file. The message names the one to install."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +44,32 @@ class Port:
     shape: tuple[int, ...]
     """-1 where the size is free."""
     dtype: str
-    """As numpy calls it."""
+    """The name of a numpy type, such as float32."""
 
 
 class Backend(Protocol):
     """A loaded model file. One instance serves one thread at a time."""
 
     runtime: str
-    """What runs it, with its version."""
+    """The package that runs it, with its version."""
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     metadata: dict[str, str]
-    """Text in the file: ONNX metadata_props; of TFLite the packed label file, as `labels`, which is a JSON list too."""
+    """Texts in the file: ONNX metadata_props, or of a .tflite file its packed labels. `labels` is a JSON list."""
 
     def run(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
-        """Arrays in the order of `inputs` -> arrays in the order of `outputs`, the caller's to keep.
+        """Arrays in the order of `inputs` -> arrays in the order of `outputs`, which later runs do not overwrite.
 
-        Raises CedEdgeError when the model cannot take such a shape.
+        Raises CedEdgeError when the model does not accept these shapes.
         """
         ...
 
 
 def load_backend(path: Path, threads: int = 1) -> Backend:
-    """Load a .onnx or .tflite file with `threads` threads inside one `run`.
+    """Load a .onnx or .tflite file. One `run` uses `threads` threads.
 
-    Raises InputError: no such file, another suffix, not a model; NotInstalled: no runtime (with what to install).
+    Raises InputError when the file is missing, has another suffix or is no model, or when the runtime is broken.
+    Raises NotInstalled when no runtime is installed.
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -71,27 +77,55 @@ def load_backend(path: Path, threads: int = 1) -> Backend:
         return OnnxBackend(path, threads)
     if path.suffix == ".tflite":
         return TfliteBackend(path, threads)
-    raise InputError(f"{path} is no model file: its name must end in .onnx or .tflite")
+    raise InputError(f"{path} is not a model file: its name must end in .onnx or .tflite")
+
+
+def installed(format: str) -> list[str]:
+    """The installed packages that run .onnx or .tflite files, the first choice first. Imports none of them."""
+    known = ONNX_RUNTIMES if format == "onnx" else TFLITE_RUNTIMES
+    return [package for module, package in known if _is_installed(module.partition(".")[0])]
+
+
+def _is_installed(name: str) -> bool:
+    spec = importlib.util.find_spec(name)
+    # Any folder of that name in the working directory is a package without an origin.
+    return spec is not None and spec.origin is not None
+
+
+def _import_runtime(runtimes: Sequence[tuple[str, str]], reason: str, default: str) -> tuple[Any, str]:
+    """The first installed module of `runtimes`, with its package. Messages begin with `reason`.
+
+    Raises NotInstalled, which names the package `default`, when there is none. Raises InputError when the first one
+    cannot be imported: to try the next one would hide that this one is broken.
+    """
+    for module, package in runtimes:
+        try:
+            return importlib.import_module(module), package
+        except Exception as e:  # ImportError, OSError or AttributeError, by package and by defect
+            if not _is_installed(module.partition(".")[0]):
+                continue
+            raise InputError(
+                f"{reason}, and {package} is installed, but cannot be imported ({first_line(e)}): "
+                f"pip install --force-reinstall {package}"
+            ) from e
+    raise NotInstalled(f"{reason}: pip install {default}")
 
 
 class OnnxBackend:
     """A .onnx file on ONNX Runtime's CPU provider."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        try:
-            import onnxruntime as ort
-        except ImportError as e:
-            raise NotInstalled(f"{path} needs ONNX Runtime: pip install onnxruntime") from e
+        ort, package = _import_runtime(ONNX_RUNTIMES, f"{path} needs ONNX Runtime", "onnxruntime")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime raises a dozen classes of its own
+        except Exception as e:  # ONNX Runtime raises a dozen classes of its own
             raise InputError(f"{path} is not a usable ONNX model: {first_line(e)}") from e
         self.path = path
-        self.runtime = f"onnxruntime {ort.__version__}"
+        self.runtime = f"{package} {ort.__version__}"
         self.inputs = tuple(_onnx_port(p) for p in self._session.get_inputs())
         self.outputs = tuple(_onnx_port(p) for p in self._session.get_outputs())
         self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
@@ -109,7 +143,7 @@ class TfliteBackend:
     """A .tflite file on the CPU. A new input shape is tried with `resize_tensor_input`."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        module, package = _tflite_runtime(path)
+        module, package = _import_runtime(TFLITE_RUNTIMES, f"{path} needs a TFLite runtime", "ai-edge-litert")
         try:
             self._interpreter: Any = module.Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
@@ -142,7 +176,7 @@ class TfliteBackend:
         try:
             self._allocate(shapes)
         except (ValueError, RuntimeError):
-            # A refused shape leaves the interpreter unusable; go back to the one that worked.
+            # A shape that fails leaves the interpreter unusable, so we go back to the shape that worked.
             with contextlib.suppress(ValueError, RuntimeError):
                 self._allocate(previous)
             raise
@@ -155,19 +189,32 @@ class TfliteBackend:
 
 
 def _packed_labels(path: Path) -> dict[str, str]:
-    """The label file that MediaPipe reads: behind the model there is a zip archive."""
-    with contextlib.suppress(zipfile.BadZipFile, KeyError), zipfile.ZipFile(path) as archive:
-        return {"labels": json.dumps(archive.read(LABELS_NAME).decode(errors="replace").splitlines())}
-    return {}
+    """The labels for MediaPipe, which are in a zip archive behind the model. Empty where there are none.
 
-
-def _tflite_runtime(path: Path) -> tuple[Any, str]:
-    for module, package in TFLITE_RUNTIMES:
+    Raises InputError when they are damaged or too large.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile:  # the file is a model alone
+        return {}
+    with archive:
+        if LABELS_NAME not in archive.namelist():
+            return {}
+        info = archive.getinfo(LABELS_NAME)
+        # A few kilobytes can unpack to gigabytes. zipfile reads no more than `file_size`, even where that is false;
+        # but of other methods than these two it unpacks each block as a whole.
+        if info.file_size > _MAX_LABELS_BYTES or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(
+                f"the {LABELS_NAME} packed in {path} is larger than {_MAX_LABELS_BYTES} bytes, or packed by an unusual "
+                "method: the file is damaged or hostile"
+            )
         try:
-            return importlib.import_module(module), package
-        except ImportError:
-            continue
-    raise NotInstalled(f"{path} needs a TFLite runtime: pip install ai-edge-litert")
+            text = archive.read(info)
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:  # RuntimeError: encrypted
+            raise InputError(
+                f"the {LABELS_NAME} packed in {path} cannot be read ({first_line(e)}): get the file again"
+            ) from e
+    return {"labels": json.dumps(text.decode(errors="replace").splitlines())}
 
 
 def _onnx_port(port: Any) -> Port:
@@ -185,13 +232,3 @@ def _tflite_port(d: dict[str, Any]) -> Port:
 def _check_count(path: Path, inputs: Sequence[NDArray[Any]], ports: Sequence[Port]) -> None:
     if len(inputs) != len(ports):
         raise ValueError(f"{path} takes {len(ports)} inputs, not {len(inputs)}")
-
-
-ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
-"""Module and the package that brings it."""
-
-
-def installed(format: str) -> list[str]:
-    """The packages here that run .onnx or .tflite files, the first choice first. Imports none of them."""
-    known = ONNX_RUNTIMES if format == "onnx" else TFLITE_RUNTIMES
-    return [package for module, package in known if importlib.util.find_spec(module.partition(".")[0])]
