@@ -245,14 +245,15 @@ def test_packed_labels_that_unpack_to_gigabytes_are_not_unpacked(
     pack(tflite, "labels.txt", bytes(size), method)
     assert tflite.stat().st_size < size / 900
     if claimed is not None:
-        data, honest = tflite.read_bytes(), struct.pack("<I", size)
-        assert data.count(honest) == 2  # in the file's own header, and in the directory at the end
-        tflite.write_bytes(data.replace(honest, struct.pack("<I", claimed)))
+        data = bytearray(tflite.read_bytes())
+        for header, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):  # the file's own, and the directory's
+            at = data.index(header) + offset
+            assert data[at : at + 4] == struct.pack("<I", size)
+            data[at : at + 4] = struct.pack("<I", claimed)
+        tflite.write_bytes(data)
     tracemalloc.start()
     try:
-        with pytest.raises(
-            InputError, match=r"the labels\.txt packed in .*m\.tflite .*(damaged|get the file again)"
-        ) as e:
+        with pytest.raises(InputError, match=r"the labels\.txt packed in .*m\.tflite ") as e:
             load_backend(tflite)
         assert tracemalloc.get_traced_memory()[1] < 16e6
     finally:

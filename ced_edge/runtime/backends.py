@@ -201,15 +201,16 @@ def _packed_labels(path: Path) -> dict[str, str]:
         if LABELS_NAME not in archive.namelist():
             return {}
         info = archive.getinfo(LABELS_NAME)
-        # A few kilobytes can unpack to gigabytes. zipfile reads no more than `file_size`, even where that is false;
-        # but of other methods than these two it unpacks each block as a whole.
+        # A few kilobytes can unpack to gigabytes, and `file_size` may be false. zipfile unpacks no more than the bytes
+        # that `read(n)` asks for with these two methods; with the others it unpacks whole blocks.
         if info.file_size > _MAX_LABELS_BYTES or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise InputError(
                 f"the {LABELS_NAME} packed in {path} is larger than {_MAX_LABELS_BYTES} bytes, or packed by an unusual "
                 "method: the file is damaged or hostile"
             )
         try:
-            text = archive.read(info)
+            with archive.open(info) as f:
+                text = f.read(_MAX_LABELS_BYTES + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as e:  # RuntimeError: encrypted
             raise InputError(
                 f"the {LABELS_NAME} packed in {path} cannot be read ({first_line(e)}): get the file again"

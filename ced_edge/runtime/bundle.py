@@ -1,15 +1,19 @@
-"""The bundle on disk, which is all that a device needs: bundle.json, labels.txt and model files; checked at load."""
+"""The bundle, a folder with all that a device needs: bundle.json, labels.txt and model files. It is checked at load."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ced_edge.errors import InputError
+from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
+from ced_edge.errors import InputError, first_line
 from ced_edge.files import read_json, sha256_file, write_json
 from ced_edge.labels import TABLE_NAME, labels, labels_hash, table
 from ced_edge.spec import ModelSpec
@@ -21,6 +25,18 @@ KINDS = ("int8", "int8-static", "fp32")
 """Arithmetic of a model file, the default first."""
 FORMATS = ("onnx", "tflite")
 
+# Nothing in a bundle is trusted: it may come from anywhere. So every size has a limit, far above what real bundles
+# have, before memory is spent on it.
+_MAX_JSON_BYTES = 1 << 20
+_MAX_LABELS_BYTES = 1 << 20
+_REAL_SIZES = {"f_min_hz", "f_max_hz", "top_db", "min_power"}
+_MAX_SIZES = {"rate_hz": MAX_RATE_HZ, "n_fft": 1 << 16, "n_mels": 1 << 10}
+_MAX_SIZE = 1 << 20
+"""Largest value of the other sizes in a model's spec."""
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\.(onnx|tflite)")
+"""A plain file name, which cannot lead out of the bundle's folder. The file may be a link to another place: that is the
+choice of the owner of the folder (Hugging Face's cache does it), not of bundle.json."""
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -31,7 +47,7 @@ class ModelFile:
     kind: str
     """fp32, int8 or int8-static."""
     quantisation: str
-    """What was quantised and how, in words."""
+    """A description of what was quantised and how."""
     bytes: int
     sha256: str
 
@@ -43,24 +59,26 @@ class ModelFile:
 
 @dataclass(frozen=True)
 class Bundle:
-    """What bundle.json says. `folder` is where it was read from."""
+    """The content of bundle.json, and the `folder` that it is in."""
 
     folder: Path
     spec: ModelSpec
     window_s: float
-    """Longest input of one call, and the only one of a .tflite file."""
+    """Seconds of the longest input of one call. A .tflite file accepts this length alone."""
     input: str
-    """`waveform` (B, samples) at the spec's rate, front end in the graph; or `mel` (B, n_mels, frames) in dB."""
+    """`waveform`: (B, samples) at the spec's rate, the front end is in the graph. `mel`: (B, n_mels, frames) in dB."""
     files: tuple[ModelFile, ...]
     checkpoint_sha256: str
     labels_sha256: str
-    """Of labels.txt."""
+    """Hash of the file labels.txt."""
     reference: dict[str, Any] | None = None
-    """Metrics of the checkpoint's reference.json, where there was one at export."""
+    """Metrics from the checkpoint's reference.json, if there was one at export."""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Packages that made the bundle -> their versions."""
     output: str = "prob"
-    """(B, n_classes) probabilities."""
+    """`prob`: probabilities (B, n_classes)."""
     labels_hash: str = dataclasses.field(default_factory=labels_hash)
+    """Hash of the mids and names of all classes, in the order of the outputs."""
 
     @property
     def window_samples(self) -> int:
@@ -73,21 +91,24 @@ class Bundle:
         return self.spec.frontend.frames(self.window_samples)
 
     def fitting(self, name: str | None = None, kind: str | None = None, format: str | None = None) -> list[ModelFile]:
-        """The model files that fit, in the order of KINDS and FORMATS. Raises InputError naming what there is."""
+        """The model files with this name, kind and format, in the order of KINDS and FORMATS.
+
+        Raises InputError, with the names of all files, when there is none.
+        """
         fitting = [
             f for f in self.files if name in (None, f.name) and kind in (None, f.kind) and format in (None, f.format)
         ]
         if not fitting:
-            asked = " ".join(word for word in (name, kind, format) if word)
-            raise InputError(f"{self.folder} has no {asked} file: it holds {', '.join(f.name for f in self.files)}")
+            wanted = " ".join(word for word in (name, kind, format) if word)
+            raise InputError(f"{self.folder} has no {wanted} file: it holds {', '.join(f.name for f in self.files)}")
         return sorted(fitting, key=lambda f: (KINDS.index(f.kind), FORMATS.index(f.format)))
 
     def file(self, name: str | None = None, kind: str | None = None, format: str | None = None) -> ModelFile:
-        """The first model file that fits. Raises InputError naming what there is."""
+        """The first of the `fitting` model files. Raises InputError as `fitting` does."""
         return self.fitting(name, kind, format)[0]
 
     def path(self, file: ModelFile) -> Path:
-        """Where a model file lies."""
+        """The path of a model file."""
         return self.folder / file.name
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,36 +118,39 @@ class Bundle:
         return {**fields, "sha256": _digest(fields)}
 
     def write(self) -> None:
-        """Write bundle.json into `folder`, whose other files are there already."""
+        """Write bundle.json into `folder`. The other files must be there already."""
         write_json(self.folder / BUNDLE_NAME, self.to_dict())
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read and check a bundle: every file's hash, the labels, the spec. Raises InputError saying what is wrong."""
+def read_bundle(folder: Path | str) -> Bundle:
+    """Read a bundle, and check the hash of every file, the labels and every number.
+
+    Raises InputError, which names the fault, when anything is missing, damaged, or made by another version.
+    """
+    folder = Path(folder)
+    path = folder / BUNDLE_NAME
     if not folder.is_dir():
         raise InputError(f"no such bundle: {folder} (a folder that `ced-edge export` wrote)")
-    if not (folder / BUNDLE_NAME).is_file():
+    if not path.is_file():
         raise InputError(f"{folder} is no bundle: it has no {BUNDLE_NAME}; `ced-edge export` writes one")
-    fields = read_json(folder / BUNDLE_NAME)
+    _check_size(path, _MAX_JSON_BYTES)
+    try:
+        fields = read_json(path)
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, or lists in lists without end
+        raise InputError(f"{path} is not readable JSON: {first_line(e)}") from e
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-        raise InputError(f"{folder / BUNDLE_NAME} is of another format than {FORMAT}: export the bundle again")
+        raise InputError(f"{path} is not of format {FORMAT}: export the bundle again")
     if fields.pop("sha256", None) != _digest(fields):
-        raise InputError(
-            f"{folder / BUNDLE_NAME} is not as it was exported (its hash differs): copy or export the bundle again"
-        )
+        raise InputError(f"{path} is not as it was exported (its hash differs): copy or export the bundle again")
     bundle = _parse(folder, {k: v for k, v in fields.items() if k != "format"})
     _check_labels(bundle)
     for file in bundle.files:
-        path = bundle.path(file)
-        if not path.is_file():
-            raise InputError(f"{folder} lacks {file.name}, which its manifest names: copy the whole bundle again")
-        if sha256_file(path) != file.sha256:
-            raise InputError(f"{path} is not the file that was exported (its hash differs): copy the bundle again")
+        _check_file(bundle.path(file), file)
     return bundle
 
 
 def _digest(fields: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's fields, whatever their order and layout: a rate of 11000 Hz is as wrong as a weight."""
+    """SHA-256 of the fields, whatever their order and layout. A changed rate does as much harm as a changed weight."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,26 +160,76 @@ def _parse(folder: Path, fields: dict[str, Any]) -> Bundle:
         spec = ModelSpec.from_dict(fields.pop("spec"))
         files = tuple(ModelFile(**f) for f in fields.pop("files"))
         bundle = Bundle(folder=folder, spec=spec, files=files, **fields)
-        known = (
-            bundle.input in INPUTS
-            and bundle.output == "prob"
-            and bool(files)
-            and all(f.kind in KINDS and f.format in FORMATS and Path(f.name).name == f.name for f in files)
-            and spec.min_samples <= bundle.window_samples <= spec.max_samples
-        )
+        problem = next(_problems(bundle), None)
     except InputError as e:
         raise InputError(f"{path} is broken: {e}") from e
-    except (TypeError, KeyError, AttributeError, ValueError) as e:
-        raise InputError(f"{path} is broken ({e}): export the bundle again") from e
-    if not known:
-        raise InputError(f"{path} tells of an input, kind, file or window that this version does not know")
+    # A wrong type fails in many ways, and so does a size of 0 that something is divided by.
+    except (TypeError, KeyError, AttributeError, ValueError, ArithmeticError) as e:
+        raise InputError(f"{path} is broken ({first_line(e)}): export the bundle again") from e
+    if problem is not None:
+        raise InputError(f"{path} has {problem}, which this version does not know: export the bundle again")
     return bundle
+
+
+def _problems(b: Bundle) -> Iterator[str]:
+    """Values that this version cannot use. The first one is reported."""
+    spec = {**dataclasses.asdict(b.spec), **dataclasses.asdict(b.spec.frontend)}
+    for name, value in spec.items():
+        if name != "frontend" and not _is_size(name, value):
+            yield f"{name} {value!r:.40}"
+    if b.spec.frontend.rate_hz < MIN_RATE_HZ:
+        yield f"a rate of {b.spec.frontend.rate_hz} Hz"
+    if not _is_number(b.window_s) or not b.spec.min_samples <= b.window_samples <= b.spec.max_samples:
+        yield f"a window of {b.window_s!r:.40} s"
+    if b.input not in INPUTS:
+        yield f"the input {b.input!r:.40}"
+    if b.output != "prob":
+        yield f"the output {b.output!r:.40}"
+    if not isinstance(b.reference, dict | None) or not isinstance(b.versions, dict):
+        yield "a reference or versions that are no JSON objects"
+    if not b.files:
+        yield "no model file"
+    for f in b.files:
+        if not _FILE_NAME.fullmatch(f.name):
+            yield f"a file with the name {f.name!r:.40}"
+        if f.kind not in KINDS:
+            yield f"a file of the kind {f.kind!r:.40}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_size(name: str, value: Any) -> bool:
+    """Whether a value of a model's spec is of the right type, not negative and not too large."""
+    if name in _REAL_SIZES:
+        return _is_number(value) and 0 <= value <= _MAX_SIZE
+    return type(value) is int and 1 <= value <= _MAX_SIZES.get(name, _MAX_SIZE)
+
+
+def _check_size(path: Path, most: int) -> None:
+    if path.stat().st_size > most:
+        raise InputError(f"{path} is larger than {most} bytes: it is damaged or hostile")
+
+
+def _check_file(path: Path, file: ModelFile) -> None:
+    if not path.is_file():
+        raise InputError(f"{path.parent} lacks {file.name}, which its {BUNDLE_NAME} names: copy the whole bundle again")
+    # The size first: it costs nothing, and a file that was cut short is common.
+    if (size := path.stat().st_size) != file.bytes:
+        difference = f"it has {size} bytes, not {file.bytes}"
+    elif sha256_file(path) != file.sha256:
+        difference = "its hash differs"
+    else:
+        return
+    raise InputError(f"{path} is not the file that was exported ({difference}): copy the bundle again")
 
 
 def _check_labels(bundle: Bundle) -> None:
     path = bundle.folder / LABELS_NAME
     if not path.is_file():
         raise InputError(f"{bundle.folder} lacks {LABELS_NAME}: copy the whole bundle again")
+    _check_size(path, _MAX_LABELS_BYTES)
     count = len(path.read_text(encoding="utf-8", errors="replace").splitlines())
     if count != bundle.spec.n_classes:
         raise InputError(f"{path} has {count} labels for a model of {bundle.spec.n_classes} classes")
@@ -163,13 +237,13 @@ def _check_labels(bundle: Bundle) -> None:
         raise InputError(f"{path} is not the file that was exported (its hash differs): copy the bundle again")
     if bundle.labels_hash != labels_hash():
         raise InputError(f"{bundle.folder} was exported for another list of classes than this version's")
-    # A hash made to fit proves nothing, and the table, which others read, has none.
+    # The contents are compared too: anyone can compute a hash again, and bundle.json has no hash of the table.
     for name, text in ((LABELS_NAME, labels_text()), (TABLE_NAME, table())):
         path = bundle.folder / name
-        if path.exists() and path.read_bytes() != text.encode():
+        if path.exists() and (path.stat().st_size != len(text.encode()) or path.read_bytes() != text.encode()):
             raise InputError(f"{path} has other labels than the model, or another order: export the bundle again")
 
 
 def labels_text() -> str:
-    """The content of labels.txt: a display name per line, in the order of the outputs."""
+    """The content of labels.txt: one display name per line, in the order of the outputs."""
     return "".join(f"{label.name}\n" for label in labels())
