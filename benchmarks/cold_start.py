@@ -1,16 +1,19 @@
-"""What leaves the cold start's plateau fastest at equal cost: a student per recipe, from one pack and one store.
+"""Which recipe leaves the plateau of the cold start fastest at equal cost: one student per recipe.
 
     python benchmarks/cold_start.py --pack pack --store store --out runs/cold --minutes 15 --jobs 2
     python benchmarks/cold_start.py --pack pack --store store --out runs/cold --steps 500 --only muon --only bce
 
-Each recipe learns on one core (one process, one thread), alone or beside others (--jobs). The store holds views of 2 s
-and, for one recipe, of 5 s (`ced-edge teach --windows 8x2,2x5`), or is one of clean answers. With --minutes every
-recipe gets the steps that its own rate allows in that time, measured just before; with --steps all get as many, but
-for longer windows and the warm-up, which cost more and so get fewer. What is finished is not done again.
+On the plateau a student predicts the same for every clip. All recipes share one pack and one store. Each student trains
+on one core (one process, one thread), alone or beside others (--jobs). The store holds views of 2 s and, for one
+recipe, of 5 s (`ced-edge teach --windows 8x2,2x5`), or predictions for clean clips.
 
-Figures are means over the last 50 steps of the log. KL and BCE are the losses of training, against the recipe's own
-targets: those of `muon-smallest` are other ones, so only its spread can be compared. Spread is that of the student's
-predictions over clips as a share of the teachers': near 0 on the plateau.
+With --minutes, each recipe gets as many steps as fit into that time; its rate is measured first. With --steps, all get
+the same number of steps, except that steps with longer windows and warm-up steps cost more, so those recipes get fewer.
+Finished recipes are not run again.
+
+Figures are means over the last 50 steps of the log. KL and BCE are the training losses against the recipe's own
+targets. `muon-smallest` has other targets, so only its spread can be compared. Spread is the standard deviation of the
+student's predictions over clips, divided by the teachers'. It is near 0 on the plateau.
 """
 
 from __future__ import annotations
@@ -49,11 +52,11 @@ from distill.training.pretrain import pretrain
 from distill.training.train import start_at_prior, train
 
 SECONDS = 2.0
-"""Length of the windows, where a recipe does not say otherwise."""
+"""Default length of a recipe's windows."""
 LAST = 50
-"""Steps that the figures are means over."""
+"""The figures are means over this many steps at the end."""
 TRIAL = 10
-"""Steps that a recipe's rate is measured on."""
+"""Steps for measuring a recipe's rate."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,10 @@ class Recipe:
 
     what: str
     changes: dict[str, Any] = field(default_factory=dict)
-    """Of TrainConfig."""
+    """Fields of TrainConfig that differ from the defaults."""
     seconds: float = SECONDS
     warm_up: float = 0.0
-    """Share of the time that goes to a masked autoencoder."""
+    """Share of the time for the mrequested-autoencoder warm-up."""
     zero_branches: bool = True
     """Whether every residual branch starts at 0."""
 
@@ -78,22 +81,22 @@ RECIPES = {
     "kl-1": Recipe("KL 1, AdamW 7e-4", {**ADAMW, "kl": 1.0}),
     "muon": Recipe("KL 0.2, Muon 2e-3 (the default)"),
     "muon-no-prior": Recipe("Muon, head starts at 0", {"prior_bias": False}),
-    "muon-smallest": Recipe("Muon, published rule for the rest", {"fill": "smallest"}),
+    "muon-smallest": Recipe("Muon, published rule for the classes outside the top K", {"fill": "smallest"}),
     "muon-branches": Recipe("Muon, residual branches do not start at 0", zero_branches=False),
     "muon-5s": Recipe("Muon, windows of 5 s", seconds=5.0),
-    "pretrained": Recipe("Muon after a masked-autoencoder warm-up", warm_up=0.3),
+    "pretrained": Recipe("Muon after a mrequested-autoencoder warm-up", warm_up=0.3),
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all recipes share."""
+    """Settings for all recipes."""
 
     pack: str
     store: Path
     out: Path
     minutes: float | None = None
-    """Per recipe; or `steps`."""
+    """Per recipe. Give this or `steps`."""
     steps: int | None = None
     batch: int = 64
     seed: int = 0
@@ -104,7 +107,7 @@ class Settings:
 
 
 class Lines:
-    """Progress as a line now and then."""
+    """Reports progress as a line every 50 steps."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -119,7 +122,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Epochs(TrainingData):
-    """A stream that hears some of a store's epochs only."""
+    """Training data from some of a store's epochs only."""
 
     chosen: tuple[int, ...] = ()
 
@@ -128,7 +131,7 @@ class Epochs(TrainingData):
 
 
 class Run:
-    """One recipe at work in a folder of its own."""
+    """The run of one recipe, in a folder of its own."""
 
     def __init__(self, name: str, s: Settings) -> None:
         self.name, self.s, self.recipe, self.folder = name, s, RECIPES[name], s.out / name
@@ -151,23 +154,23 @@ class Run:
         return Epochs(self.pack, self.store, views, config.batch, rate_hz, fill=config.fill, chosen=chosen)
 
     def plan(self) -> dict[str, Any]:
-        """How many steps of training and of warm-up; decided once."""
+        """Steps of training and of warm-up. They are decided once and kept, so that a continued run does not change."""
         file = self.folder / "plan.json"
-        asked = {
+        requested = {
             "minutes": self.s.minutes,
             "steps": self.s.steps,
             "pack": self.pack.hash,
             **asdict(self.recipe),
             "what": "",
         }
-        asked |= {"batch": self.s.batch, "seed": self.s.seed, "store": self.store.to_dict()}
-        asked = json.loads(json.dumps(asked))
+        requested |= {"batch": self.s.batch, "seed": self.s.seed, "store": self.store.to_dict()}
+        requested = json.loads(json.dumps(requested))
         if not file.exists():
-            write_json(file, {"asked": asked, **self._decide()})
-        found: dict[str, Any] = read_json(file)
-        if found["asked"] != asked:
+            write_json(file, {"requested": requested, **self._decide()})
+        plan: dict[str, Any] = read_json(file)
+        if plan["requested"] != requested:
             raise InputError(f"{self.folder} holds a run of another comparison: choose another --out")
-        return found
+        return plan
 
     def _decide(self) -> dict[str, int]:
         if self.s.minutes is None:
@@ -182,7 +185,7 @@ class Run:
         return {"steps": max(1, round(steps)), "warm_up_steps": max(1, round(warm_up)) if share else 0}
 
     def _trial(self, go: Callable[[Path, int], Path], config: TrainConfig | PretrainConfig) -> float:
-        """Seconds per step."""
+        """Seconds per step, the median of a few steps."""
         click.echo(f"{self.name}: measuring its rate", err=True)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             go(Path(folder), TRIAL)
@@ -202,14 +205,14 @@ class Run:
         return pretrain(folder, self.pack, replace(self.warm_up, steps=steps), reporter=Lines(f"{self.name}, warm-up"))
 
     def go(self) -> None:
-        """Do what is left to do."""
+        """Run the stages that are not finished."""
         plan = self.plan()
         warm = self.pretrain(self.folder / "warm-up", plan["warm_up_steps"]) if plan["warm_up_steps"] else None
         self.train(self.folder / "train", plan["steps"], warm)
 
 
 def figures(name: str, s: Settings) -> dict[str, Any]:
-    """What came of a recipe."""
+    """The figures of a finished recipe."""
     rows, warm = read_log(s.out / name / "train"), read_log(s.out / name / "warm-up")
     last = {key: statistics.fmean(row[key] for row in rows[-LAST:]) for key in rows[-1]}
     seconds = sum(s.batch / row["clips_per_s"] for row in rows)
@@ -224,7 +227,7 @@ def figures(name: str, s: Settings) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """A table for the README."""
+    """Print the table for docs/results.md."""
     click.echo(json.dumps({**result["machine"], **result["settings"]}))
     click.echo(
         "| recipe | KL | BCE | spread, share of the teachers' | steps | clips/s | seconds |\n" + "|---" * 7 + "|"
@@ -236,7 +239,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def in_child(name: str) -> int:
-    """The exit code of this program for one recipe, on one core."""
+    """Run this program for one recipe in a child process with one thread, and return its exit code."""
     command = [sys.executable, *sys.argv, "--child", name]
     return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode
 
@@ -246,11 +249,11 @@ def in_child(name: str) -> int:
 @click.option("--store", required=True, type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the runs.")
 @click.option("--minutes", type=float, help="Time of each recipe.")
-@click.option("--steps", type=int, help="Instead: steps of each recipe.")
+@click.option("--steps", type=int, help="Steps of each recipe, instead of --minutes.")
 @click.option("--batch", type=int, default=64, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--only", type=click.Choice(list(RECIPES)), multiple=True, help="Recipes; repeat.  [default: all]")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Recipes at a time, a core each.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Recipes at a time, one core each.")
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--child", hidden=True)
 def main(only: tuple[str, ...], jobs: int, as_json: bool, child: str | None, **settings: Any) -> None:

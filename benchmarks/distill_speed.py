@@ -1,12 +1,12 @@
-"""Speed and memory of distillation: what the data path costs beside the bare arithmetic, as ratios in one run.
+"""Speed and memory of distillation: how much the data path costs on top of the arithmetic, as ratios in one run.
 
     python benchmarks/distill_speed.py            # some 10 minutes on 2 idle cores, 2 GB of disk
     python benchmarks/distill_speed.py --quick    # a minute or two, to see that it runs
 
-Speed: the parts of a comparison take turns, and a ratio is the median over the turns of the ratio within one, so a
-machine that slows down for a while does not decide it. Memory: the subcommands run as child processes, and the
-memory of all their processes together is sampled (Linux only); a process holds the samples of one shard, so each
-number of clips is several shards. Audio is synthesised into a temporary folder.
+Speed: the parts of a comparison take turns. A ratio is computed within each turn, and the median over the turns is
+printed, so that a machine that is slow for a while does not change the result. Memory: the subcommands run as child
+processes, and the memory of all their processes together is sampled (Linux only). A process holds the samples of one
+shard, so each number of clips makes several shards. Audio is synthesised into a temporary folder.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ from distill.training.train import train
 
 RATE_HZ = 16_000
 DISTINCT = 64
-"""Different clips that are synthesised; more of them are the same files under other names."""
+"""Number of different clips. Further clips are the same files under other names."""
 TEACHER_WIDTH = 0.4
-"""EfficientAT mn04, the smallest published teacher: the dearer a teacher, the less the rest weighs."""
+"""EfficientAT mn04, the smallest published teacher: with a larger teacher the data path would matter less."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of a run; the defaults are the project's orientation: 10 s clips, tiny, batch 32."""
+    """Sizes of a run."""
 
     size: str = "tiny"
     batch: int = 32
@@ -72,23 +72,23 @@ class Settings:
     """Turns."""
     threads: int = os.cpu_count() or 1
     clips: int = 256
-    """Clips of the pack that speed is measured on."""
+    """Clips in the pack for the speed measurements."""
     memory_clips: int = 1_024
-    """Clips whose peak memory is compared with that of ten times as many; at least two shards, which is what a
-    reader holds while it goes from one to the next."""
+    """Clips for the memory measurement, which also runs with ten times as many. They make at least two shards, because
+    a reader holds two for a moment when it moves from one to the next."""
     memory_seconds: float = 5.0
-    """Their length."""
+    """Length of the clips for the memory measurement."""
     clips_per_shard: int = 512
-    """For memory. For speed it is one batch, so that a turn holds its share of reading and decoding."""
+    """For the memory measurement. For speed a shard is one batch, so that every turn reads and decodes its share."""
 
     @classmethod
     def quick(cls) -> Settings:
-        """Small enough for a minute or two; the figures mean nothing."""
+        """Sizes for a minute or two. The figures mean nothing."""
         return cls("tiny", 8, 2.0, 2, 2, os.cpu_count() or 1, 32, 16, 2.0, 8)
 
 
 class Clock:
-    """A reporter that notes when a training run says something."""
+    """A reporter that records the time of each update."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -101,7 +101,7 @@ class Clock:
 
 
 class Bench:
-    """The audio, the pack, a store and a teacher that every part uses, in a folder of its own."""
+    """The audio, the pack, the store and the teacher for all parts, in one folder."""
 
     def __init__(self, s: Settings, folder: Path, teachers: list[TeacherSpec]) -> None:
         self.s, self.folder = s, folder
@@ -128,7 +128,7 @@ class Bench:
         return manifest
 
     def store(self) -> Store:
-        """Answers to every view of the pack. Training does not mind what they are."""
+        """Random predictions for every view of the pack: the speed of training does not depend on them."""
         store = Store(self.folder / "store", self.recipe, [{"name": "random"}], 20, self.pack.hash)
         store.create()
         rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ class Bench:
 
 
 def random_teacher(path: Path) -> Path:
-    """A checkpoint of a MobileNet with random weights, its BatchNorms set so that no layer dies out."""
+    """Write a MobileNet checkpoint with random weights. One forward pass sets its BatchNorms."""
     torch.manual_seed(0)
     model = MobileNet(TEACHER_WIDTH)
     model(torch.randn(8, 1, 128, 200))
@@ -161,11 +161,11 @@ class BareStep:
         self.target = torch.rand(s.batch, N_CLASSES) ** 8
 
     def rate(self, precision: str, fused_attention: bool) -> float:
-        """Clips per second; `fused_attention`: plain scaled_dot_product_attention instead of the model's own choice."""
+        """Clips per second. `fused_attention` uses scaled_dot_product_attention, not the model's own attention."""
         torch.set_num_threads(self.s.threads)
         for module in self.model.modules():
             if isinstance(module, Attention):
-                module.train(not fused_attention)  # it has no dropout: all that this decides is the kernel
+                module.train(not fused_attention)  # without dropout, the mode decides nothing but the kernel
         self.step(precision)
         start = time.perf_counter()
         for _ in range(self.s.steps):
@@ -196,7 +196,7 @@ def loop_rate(bench: Bench, store: Store, precision: str) -> float:
 
 
 def drawing_rate(bench: Bench, store: Store) -> float:
-    """Batches read, decoded and rendered by one process that does nothing else, in clips per second."""
+    """Clips per second of one process that only reads, decodes and renders batches."""
     torch.set_num_threads(1)
     stream = TrainingData(bench.pack, store, store.recipe, bench.s.batch, RATE_HZ)
     batches = iter(loader(stream, workers=0))
@@ -206,7 +206,7 @@ def drawing_rate(bench: Bench, store: Store) -> float:
 
 
 def training_speed(bench: Bench) -> dict[str, Any]:
-    """Rates and ratios of training steps."""
+    """Rates and ratios of the training step and the whole loop."""
     store, bare = bench.store(), BareStep(bench.s)
     precisions = ["fp32", "bf16"] if has_fast_bf16("cpu") else ["fp32"]
     turns: list[dict[str, float]] = []
@@ -255,19 +255,19 @@ def batch_clips(bench: Bench) -> int:
 
 
 def teaching_rate(bench: Bench, teachers: list[Teacher], workers: int) -> float:
-    """Clips per second of `teach` over the pack, without the start of its processes."""
+    """Clips per second of `teach` over the pack, without the time to start its processes."""
     out = bench.folder / "taught"
     store = Store(out, bench.recipe, Ensemble(teachers, RATE_HZ).describe(), 20, bench.pack.hash)
     done: list[tuple[float, int]] = []
     teach(Job(bench.pack, store, tuple(bench.teachers)), workers, lambda n: done.append((time.perf_counter(), n)))
     shutil.rmtree(out)
-    # Every process has finished its first shard; from here on all of them are at work.
+    # Count from the moment when every process has finished its first shard: from then on all of them work.
     start = done[workers - 1][0]
     return sum(n for _, n in done[workers:]) / (done[-1][0] - start)
 
 
 def teaching_speed(bench: Bench) -> dict[str, Any]:
-    """Rates and ratios of teaching, by one thread and by as many processes as threads."""
+    """Rates and ratios of teaching, with one process and with one process per core."""
     teachers = load_teachers(bench.teachers)
     turns: list[dict[str, float]] = []
     counts = sorted({1, bench.s.threads})
@@ -285,14 +285,14 @@ def teaching_speed(bench: Bench) -> dict[str, Any]:
 
 
 def summary(turns: list[dict[str, float]], pairs: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Median rates, and medians of the ratios within a turn."""
+    """Median rates, and medians of the ratios that were taken within a turn."""
     rates = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
     ratios = {name: statistics.median(turn[a] / turn[b] for turn in turns) for name, (a, b) in pairs.items()}
     return {"clips_per_s": rates, "ratios": ratios, "turns": turns}
 
 
 def memory(bench: Bench) -> dict[str, Any]:
-    """Peak memory of each subcommand with all its processes, for N clips and for ten times as many."""
+    """Peak memory of each subcommand with all its processes, for N clips and for 10 N clips."""
     return {str(n): dict(_stages(bench, n)) for n in (bench.s.memory_clips, 10 * bench.s.memory_clips)}
 
 
@@ -302,8 +302,9 @@ def _stages(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, float]]]:
     data, store, labels, run = (str(home / name) for name in ("pack", "store", "labels", "run"))
     teachers = [f"--teacher={t.name}={t.source}" for t in bench.teachers]
     shards = [f"--clips-per-shard={s.clips_per_shard}", f"--segment={s.memory_seconds}"]
-    # Short windows over all clips, as it takes many clips to show a leak; a call of the teachers holds the same
-    # seconds of audio for any window. Training ends with steps of full length, which need the most memory.
+    # A leak shows only after many clips, so `teach` gets short windows to finish sooner. This does not change its peak:
+    # a call of the teachers always holds the same seconds of audio. Training ends with steps of full length, which need
+    # the most memory.
     steps = n // s.batch + 3
     commands = {
         "pack": ["pack", str(bench.audio(n, s.memory_seconds)), f"--out={data}", *shards, f"--workers={s.threads}"],
@@ -323,7 +324,7 @@ def _stages(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The figures as a table on stdout."""
+    """Print the figures as a table."""
     for part in ("training", "teaching"):
         if part in result:
             click.echo(f"\n{part}")
@@ -332,7 +333,7 @@ def show(result: dict[str, Any]) -> None:
             for name, value in result[part]["ratios"].items():
                 click.echo(f"  {name:44} {value:10.3f}")
     if "memory" in result:
-        click.echo("\npeak memory of all processes, MB (resident; proportional: what they share counted once)")
+        click.echo("\npeak memory of all processes, MB (resident; proportional, which counts shared pages once)")
         counts = list(result["memory"])
         click.echo("  " + f"{'':12}" + "".join(f"{n + ' clips':>24}" for n in counts))
         for stage in result["memory"][counts[0]]:
@@ -342,7 +343,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions that belong to the figures."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next(
@@ -352,10 +353,10 @@ def machine() -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Small sizes, to see that it runs; the figures mean nothing.")
+@click.option("--quick", is_flag=True, help="Small sizes, to test that it runs. The figures mean nothing.")
 @click.option("--only", type=click.Choice(["training", "teaching", "memory"]), multiple=True, help="Parts; repeat.")
-@click.option("--teacher", multiple=True, metavar="NAME=PATH", help="Instead of an mn04 with random weights; repeat.")
-@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Where the temporary folder goes.")
+@click.option("--teacher", multiple=True, metavar="NAME=PATH", help="Repeat.  [default: an mn04 with random weights]")
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Folder for the temporary files.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     quick: bool, only: tuple[str, ...], teacher: tuple[str, ...], work: Path | None, as_json: bool, **sizes: Any

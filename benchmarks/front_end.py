@@ -1,4 +1,4 @@
-"""Ways to compute the log-mel inside a graph, in both runtimes, one thread: milliseconds per clip.
+"""Milliseconds per clip for several ways to compute the log-mel inside a graph: both runtimes, one thread.
 
 python benchmarks/front_end.py
 """
@@ -28,7 +28,7 @@ SPEC = FrontendSpec()
 
 
 class Direct(FrontEnd):
-    """One matrix for the whole DFT, window included."""
+    """The whole DFT as one matrix, with the window in it."""
 
     def __init__(self, spec: FrontendSpec) -> None:
         super().__init__(spec)
@@ -65,7 +65,7 @@ class Convolution(Direct):
 
 
 class RuntimeFft(Direct):
-    """The runtime's own transform (ONNX has one; TFLite's cannot be reached from torch)."""
+    """The runtime's own FFT. Only ONNX Runtime: PyTorch cannot export to the FFT of TFLite."""
 
     def forward(self, x: Tensor) -> Tensor:
         spectrum = torch.stft(x, SPEC.n_fft, SPEC.hop, window=self.window, return_complex=True)

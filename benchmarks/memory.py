@@ -1,4 +1,4 @@
-"""Peak memory of a command with all its child processes, sampled from /proc (Linux only)."""
+"""Peak memory of a command and all its child processes, sampled from /proc (Linux only)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ced_edge.errors import CedEdgeError
 
 RESIDENT_EVERY_S = 0.02
 PROPORTIONAL_EVERY_S = 0.25
-"""The kernel walks all pages to tell the proportional size: not to be asked often."""
+"""The kernel walks over all pages to compute the proportional size. To read it more often would slow the command."""
 
 
 def peak_of(command: Sequence[str]) -> dict[str, float]:
-    """Run a command to its end: its highest `resident_mb` and `proportional_mb` in megabytes (10^6 bytes).
+    """Run a command and return its highest `resident_mb` and `proportional_mb` in megabytes (10^6 bytes).
 
-    Resident counts what processes share (libraries, a fork's pages) once for each of them, so it is never too low;
-    proportional counts it once. Raises CedEdgeError with the command's last words when it fails.
+    Resident counts pages that processes share (libraries, pages of a fork) once per process, so it is never too low.
+    Proportional counts them once. Raises CedEdgeError with the end of the command's output if it fails.
     """
     resident = proportional = 0
-    asked = 0.0
+    read_at = 0.0
     with tempfile.TemporaryFile() as words:
         process = subprocess.Popen(command, stdout=words, stderr=words)
         try:
             while process.poll() is None:
                 pids = family(process.pid)
                 resident = max(resident, sum(map(resident_bytes, pids)))
-                if time.monotonic() - asked > PROPORTIONAL_EVERY_S:
+                if time.monotonic() - read_at > PROPORTIONAL_EVERY_S:
                     proportional = max(proportional, sum(map(proportional_bytes, pids)))
-                    asked = time.monotonic()
+                    read_at = time.monotonic()
                 time.sleep(RESIDENT_EVERY_S)
         finally:
             process.kill()
@@ -44,26 +44,27 @@ def peak_of(command: Sequence[str]) -> dict[str, float]:
 
 
 def family(pid: int) -> list[int]:
-    """A process and all that it started, and those that these started."""
+    """The process ids of a process and of all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         children.setdefault(_parent(folder), []).append(int(folder.name))
-    found = [pid]
-    for member in found:  # grows while it is walked
-        found += children.get(member, [])
-    return found
+    members = [pid]
+    for member in members:  # the list grows during this loop
+        members += children.get(member, [])
+    return members
 
 
 def _parent(folder: Path) -> int:
     try:
-        # The second field is the program's name in brackets, which may itself hold blanks and brackets.
+        # The second field is the name of the program in brackets. The name may contain blanks and brackets, so split
+        # after the last bracket.
         return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:  # it has ended meanwhile
+    except OSError:  # the process has ended
         return -1
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory, 0 when the process has ended."""
+    """Resident memory in bytes; 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
@@ -71,7 +72,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Proportional set size, 0 when the process has ended."""
+    """Proportional set size in bytes; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:

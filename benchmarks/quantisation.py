@@ -1,12 +1,14 @@
-"""What was tried to make int8 small, fast and exact: size, time (one thread, taking turns), and error, of each way.
+"""Size, time and error of every way to make int8 files that was tried. docs/quantisation.md discusses the table.
 
     python benchmarks/quantisation.py students/tiny-esc10-pool --data esc10.csv --data us8k.csv --split dev \\
         --calibration pool.csv
 
-The models take the log-mel of 10 s, so that the table is of the network alone. Clips follow one another until 10 s are
-full and have the labels of all: a clip that is repeated would flatter whatever looks at a part of the tokens alone.
-`plain` is the network as torch.onnx.export and litert_torch.convert write it, `folded` is `export.graph`, `centred` the
-same with its `CentredBlock`, which only TFLite gets.
+The models take the log-mel of 10 s, so the table is about the network alone. One thread; all files take turns. Clips
+are joined to 10 s and get the labels of all their parts. No clip is repeated: with a repeated clip, a model that skips
+tokens loses nothing, and would look better than it is.
+
+`plain` is the unchanged network as torch.onnx.export and litert_torch.convert write it. `folded` is the network as
+`export.graph` writes it. `centred` is the same with `CentredBlock`, which exported .tflite files use.
 """
 
 from __future__ import annotations
@@ -46,11 +48,11 @@ from export.sounds import calibration_waves, fill
 WINDOW = 160_000
 BLOCKS = ".*Block.*"
 Rule = tuple[str, str, str, int]
-"""As `export.quantize._quantise_tflite` takes them."""
+"""A rule of `export.quantize._quantise_tflite`: dynamic or static, names of tensors, operator, bits of activations."""
 
 
 class Plain(nn.Module):
-    """The network as it is: log-mel (B, n_mels, T) -> probabilities. In training mode attention is written out."""
+    """The unchanged network: log-mel (B, n_mels, T) -> probabilities."""
 
     waveform = False
 
@@ -65,9 +67,10 @@ class Plain(nn.Module):
 
 @torch.no_grad()
 def rotated(model: CED) -> ExportModel:
-    """The residual stream, and each head's values, turned at random: no channel stands out (as Hadamard matrices do).
+    """The network with a random rotation of the residual stream and of each head's values: no channel stands out.
 
-    It costs nothing at run time but one small product before the head, as norms without affine part do not mind.
+    This is the idea behind Hadamard matrices in quantisation. Norms without scale and offset give the same result after
+    a rotation, so the only cost at run time is one small product before the head.
     """
     tagger, generator = ExportModel(model, waveform=False), torch.Generator().manual_seed(0)
 
@@ -90,7 +93,7 @@ def rotated(model: CED) -> ExportModel:
         for layer in (block.proj, block.fc2):
             layer.weight.copy_(Q.T @ layer.weight)
             layer.bias.copy_(Q.T @ layer.bias)
-    back = Q * model.norm.weight[:, None]  # LayerNorm's scale on the channels as they were
+    back = Q * model.norm.weight[:, None]  # rotate back first: LayerNorm's scale belongs to the original channels
     head = tagger.head[0]
     tagger.norm.weight.fill_(1)
     tagger.norm.bias.zero_()
@@ -102,7 +105,7 @@ def rotated(model: CED) -> ExportModel:
 
 
 class Scaled(nn.Module):
-    """A linear layer whose input is divided by a constant per channel that its weights are multiplied by."""
+    """A linear layer with inputs divided by a constant per channel, and weights multiplied by it."""
 
     @torch.no_grad()
     def __init__(self, layer: nn.Linear, largest: Tensor) -> None:
@@ -117,7 +120,7 @@ class Scaled(nn.Module):
 
 
 def smoothed(model: CED, inputs: Sequence[np.ndarray]) -> ExportModel:
-    """SmoothQuant with alpha 0.5 on all products of the blocks; the division is left in the graph."""
+    """SmoothQuant with alpha 0.5 on all products of the blocks. The division stays in the graph."""
     tagger, largest = ExportModel(model, waveform=False), dict[nn.Module, Tensor]()
 
     def note(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -137,12 +140,12 @@ def smoothed(model: CED, inputs: Sequence[np.ndarray]) -> ExportModel:
 
 
 def tanh_gelu() -> AbstractContextManager[Any]:
-    """While it is entered, GELU is its tanh approximation."""
+    """Within this context, GELU is its tanh approximation."""
     return mock.patch.object(F, "gelu", partial(F.gelu, approximate="tanh"))
 
 
 def fused_attention() -> AbstractContextManager[Any]:
-    """While it is entered, attention is one node, ONNX Runtime's own MultiHeadAttention."""
+    """Within this context, attention is one node: ONNX Runtime's own MultiHeadAttention."""
 
     def forward(self: FoldedBlock, x: Tensor) -> Tensor:
         q, k, v = self.qkv(_rms_norm(x, self.eps1)).split(x.shape[-1], dim=-1)
@@ -158,9 +161,9 @@ def fused_attention() -> AbstractContextManager[Any]:
 
 @contextmanager
 def sparse_attention() -> Iterator[None]:
-    """While it is entered, a block attends to every second token: a checkerboard, its other half in every second block.
+    """Within this context, each block attends to half of the tokens: one colour of a checkerboard, in turns.
 
-    (Child et al., arXiv 1904.10509.) Tokens are put in the order black, white, so that half of them is one slice.
+    Sparse attention is from Child et al., arXiv 1904.10509. Tokens are sorted by colour, so each half is one slice.
     """
     init, tokens, numbers = FoldedBlock.__init__, ExportModel.tokens, count()
 
@@ -175,9 +178,9 @@ def sparse_attention() -> Iterator[None]:
         B, N, C = x.shape
         H = self.heads
         normed = _rms_norm(x, self.eps1)
-        heard = normed[:, N // 2 :] if self.half else normed[:, : N // 2]
+        half = normed[:, N // 2 :] if self.half else normed[:, : N // 2]
         q = self.q(normed).reshape(B, N, H, C // H).transpose(1, 2)
-        k, v = self.kv(heard).reshape(B, N // 2, 2 * H, C // H).transpose(1, 2).split(H, dim=1)
+        k, v = self.kv(half).reshape(B, N // 2, 2 * H, C // H).transpose(1, 2).split(H, dim=1)
         heads = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v
         x = x + self.proj(heads.transpose(1, 2).reshape(B, N, C))
         y: Tensor = x + self.fc2(F.gelu(self.fc1(_rms_norm(x, self.eps2))))
@@ -201,7 +204,7 @@ def ort_dynamic(source: Path, target: Path, ops: Sequence[str] = ("MatMul", "Gem
 
 
 def ort_blockwise(source: Path, target: Path) -> None:
-    """8-bit weights in blocks of 32, products in int8 (accuracy level 4)."""
+    """8-bit weights in blocks of 32, products in int8 (onnxruntime's accuracy level 4)."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     with quiet():
@@ -211,7 +214,7 @@ def ort_blockwise(source: Path, target: Path) -> None:
 
 
 def ort_static_all(source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
-    """Calibrated ranges everywhere, not in the blocks alone."""
+    """Calibrated ranges in the patch embedding and the head too, not only in the blocks."""
     outside, quantize._nodes_outside = quantize._nodes_outside, lambda path, modules: []
     try:
         quantize.onnx_int8_static(source, target, inputs)
@@ -224,7 +227,7 @@ def litert(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[n
 
 
 def any_zero_point(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
-    """Keys and values with the zero points that their ranges give."""
+    """Let keys and values have the zero points that follow from their ranges."""
     with mock.patch.object(quantize, "_centre_second_factors"):
         litert(rules, source, target, inputs)
 
@@ -235,7 +238,7 @@ def probabilities_too(rules: Sequence[Rule], source: Path, target: Path, inputs:
 
 
 def running_averages(rules: Sequence[Rule], source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
-    """Ranges as the quantiser measures them by itself."""
+    """Use the running averages that the quantiser measures by default, instead of extremes."""
     from ai_edge_quantizer.utils import qsv_utils
 
     with mock.patch.object(qsv_utils, "min_max_update", qsv_utils.moving_average_update):
@@ -243,7 +246,7 @@ def running_averages(rules: Sequence[Rule], source: Path, target: Path, inputs: 
 
 
 def sounds(clips: Sequence[Clip], rate: int) -> Iterator[tuple[np.ndarray, set[int]]]:
-    """Clip after clip, in random order, cut into (10 s, the labels of what is in them); the last one is repeated."""
+    """Join clips in random order; yield (10 s of samples, labels of all parts). Only the last piece is repeated."""
     wave, labels = np.zeros(0, np.float32), set[int]()
     for clip in random.Random(0).sample(clips, len(clips)):
         wave = np.concatenate([wave, load(clip.path, rate, clip.start_s, clip.stop_s)])
@@ -256,7 +259,7 @@ def sounds(clips: Sequence[Clip], rate: int) -> Iterator[tuple[np.ndarray, set[i
 
 
 def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator[tuple[str, Path]]:
-    """(name, file) of everything that was tried, each made when it is asked for."""
+    """Yield (name, file) of every variant. Each file is made when the loop reaches it."""
     for name, tagger in (("plain", Plain(model).eval()), ("folded", ExportModel(model, waveform=False))):
         source = folder / f"{name}.onnx"
         to_onnx(tagger, source, WINDOW)
@@ -284,7 +287,7 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
     for name, changed in changes.items():
         with changed():
             to_onnx(ExportModel(model, waveform=False), source := folder / f"{name}.onnx", WINDOW)
-        # Quantisation cannot infer the type of what comes out of MultiHeadAttention.
+        # Quantisation cannot infer the output type of MultiHeadAttention.
         options = {"DefaultTensorType": onnx.TensorProto.FLOAT}
         ort_dynamic(source, target := folder / f"{name}-int8.onnx", per_channel=True, extra_options=options)
         yield f"onnx, folded, {name}, dynamic, per channel", target
@@ -347,13 +350,13 @@ def variants(model: CED, folder: Path, inputs: Sequence[np.ndarray]) -> Iterator
 def main(
     checkpoint: str, data: tuple[Path, ...], split: str | None, calibration: Path, turns: int, as_json: bool
 ) -> None:
-    """Make all, hear all clips with each, time all in turns; print a table in Markdown."""
+    """Make all files, predict all clips with each, time them in turns, and print a Markdown table."""
     torch.set_num_threads(1)
     model = load_model(checkpoint)
     front, rate = model.spec.frontend, model.spec.frontend.rate_hz
-    heard = [sound for path in data for sound in sounds(read_manifest(path, split=split), rate)]
-    mels = [log_mel(wave, front)[None] for wave, _ in heard]
-    targets = multi_hot([sorted(labels) for _, labels in heard], model.spec.n_classes)
+    windows = [sound for path in data for sound in sounds(read_manifest(path, split=split), rate)]
+    mels = [log_mel(wave, front)[None] for wave, _ in windows]
+    targets = multi_hot([sorted(labels) for _, labels in windows], model.spec.n_classes)
     inputs = [log_mel(w, front)[None] for w in calibration_waves(calibration, rate, WINDOW, 32)]
     with torch.inference_mode():
         expected = np.concatenate([model.forward_mel(torch.from_numpy(mel)).sigmoid().numpy() for mel in mels])

@@ -1,4 +1,4 @@
-"""Parts that take turns, so that a noisy machine hits all of them alike."""
+"""Timing of several parts that take turns, so that a busy machine slows all of them equally."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 def race(parts: dict[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarray]:
-    """Name -> (turns,) milliseconds; each part once a turn, after two calls to warm up."""
+    """Call each part once per turn, after two calls to warm up. Returns name -> (turns,) milliseconds."""
     for call in parts.values():
         call()
         call()
@@ -25,7 +25,10 @@ def race(parts: dict[str, Callable[[], Any]], turns: int) -> dict[str, np.ndarra
 
 
 def ratios(took: dict[str, np.ndarray], over: str) -> dict[str, dict[str, float]]:
-    """Median milliseconds, and how many times as fast as `over`: median and quartiles of the ratios within a turn."""
+    """Median milliseconds, and how many times as fast as `over`.
+
+    Each ratio is taken within one turn. The result is the median and the quartiles over the turns.
+    """
     result = {}
     for name, ms in took.items():
         low, mid, high = np.percentile(took[over] / ms, [25, 50, 75])
@@ -39,7 +42,7 @@ def ratios(took: dict[str, np.ndarray], over: str) -> dict[str, dict[str, float]
 
 
 def show(result: dict[str, dict[str, float]], over: str) -> None:
-    """The table of `ratios` on stdout."""
+    """Print the result of `ratios` as a table."""
     width = max(map(len, result))
     click.echo(f"{'':{width}} {'ms':>8}   times as fast as {over} (quartiles)")
     for name, r in result.items():

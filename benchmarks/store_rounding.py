@@ -1,12 +1,14 @@
-"""What a store's rounding costs: targets as the student gets them against the ensemble's own probabilities.
+"""How much the store's rounding costs: the student's targets against the ensemble's own probabilities.
 
     python benchmarks/store_rounding.py PACK --teacher mn04=mn04.pt --teacher yamnet=yamnet.tflite
 
-Each row is a way to keep an answer. `float32` keeps the values as they are, so its rows show what leaving out all but
-the top K costs; `float16` is the published store, `8 bits` is this one's, written and read. Error is |target -
-probability|. A student that has learnt its targets perfectly still has a loss against the true probabilities: BCE is
-what that is beyond the entropy of the probabilities, mean over classes, and KL the softmax term of training, both in
-nats. Predictions are taken to stay above 1e-6, which is what the rule `zero` is charged with.
+Each row is a way to store a prediction. `float32` keeps the values exactly, so its rows show the cost of dropping the
+classes outside the top K. `float16` is the published store. `8 bits` is our store, written and read back.
+
+Error is |target - probability|. A student that has learned its targets perfectly still has a loss against the true
+probabilities. BCE is this loss minus its least possible value (the entropy of the probabilities), mean over classes. KL
+is the softmax term of training. Both are in nats. Predictions below 1e-6 count as 1e-6: otherwise the rule `zero` would
+have an infinite loss.
 """
 
 from __future__ import annotations
@@ -37,12 +39,12 @@ RULES = ("tail", "smallest", "zero")
 
 @dataclass(frozen=True)
 class Row:
-    """One way to keep answers."""
+    """The figures of one way to store predictions."""
 
     values: str
     k: int
     rule: str
-    """For the classes outside the top K."""
+    """Rule for the classes outside the top K."""
     kept_mean: float
     kept_max: float
     all_mean: float
@@ -51,21 +53,21 @@ class Row:
     kl: float
 
 
-def ask(pack: Pack, shard: int, recipe: ViewRecipe, ensemble: Ensemble, batch: int = 16) -> Float32:
+def predict(pack: Pack, shard: int, recipe: ViewRecipe, ensemble: Ensemble, batch: int = 16) -> Float32:
     """The ensemble's probabilities of a shard's views in epoch 0: (clips, 527)."""
     clips = read_shard(pack, pack.shards[shard])
     ids, waves = [c.id for c in clips], [c.wave for c in clips]
     rms = [clip_rms(w) for w in waves]
-    answers = []
+    parts = []
     for start in range(0, len(clips), batch):
         views = (draw(recipe, 0, i, ids) for i in range(start, min(start + batch, len(clips))))
-        heard = torch.from_numpy(np.stack([render(view, waves, rms, pack.rate_hz) for view in views]))
-        answers.append(ensemble(heard).numpy())
-    return np.concatenate(answers)
+        waves_now = torch.from_numpy(np.stack([render(view, waves, rms, pack.rate_hz) for view in views]))
+        parts.append(ensemble(waves_now).numpy())
+    return np.concatenate(parts)
 
 
 def bernoulli_kl(p: Float32, q: Float32) -> float:
-    """What binary cross-entropy of predictions q against p is beyond its least value: mean over views and classes."""
+    """Binary cross-entropy of predictions q against p, minus its least possible value: mean over views and classes."""
     p64, q64 = p.astype(np.float64), np.clip(q.astype(np.float64), FLOOR, 1.0 - FLOOR)
     on = np.where(p64 > 0, p64 * np.log(np.maximum(p64, 1e-300) / q64), 0.0)
     off = np.where(p64 < 1, (1.0 - p64) * np.log(np.maximum(1.0 - p64, 1e-300) / (1.0 - q64)), 0.0)
@@ -73,14 +75,14 @@ def bernoulli_kl(p: Float32, q: Float32) -> float:
 
 
 def softmax_kl(p: Float32, q: Float32, kept: Bool) -> float:
-    """The softmax term of training at predictions q."""
-    # Training, too, takes no teacher to be surer than 0.999.
+    """The softmax term of training for predictions q."""
+    # Training limits the teachers' probabilities to 0.999 as well (see `top_k_kl`).
     predicted = torch.logit(torch.from_numpy(q).double().clamp(FLOOR, 1.0 - 1e-3))
     return top_k_kl(predicted, torch.from_numpy(p).double(), torch.from_numpy(kept)).item()
 
 
 def compare(values: str, rule: str, p: Float32, answers: TopK) -> Row:
-    """Targets made from stored answers by a rule, against the probabilities."""
+    """Compare the targets that `rule` makes from stored predictions with the probabilities p."""
     target, kept = answers.dense(rule)
     error = np.abs(target - p)
     return Row(
@@ -90,7 +92,7 @@ def compare(values: str, rule: str, p: Float32, answers: TopK) -> Row:
 
 
 def entropy(p: Float32) -> float:
-    """The least binary cross-entropy there is against p: mean over views and classes, in nats."""
+    """The least possible binary cross-entropy against p: mean over views and classes, in nats."""
     x = np.clip(p.astype(np.float64), 1e-12, 1.0 - 1e-12)
     return float(-(x * np.log(x) + (1.0 - x) * np.log1p(-x)).mean())
 
@@ -100,14 +102,14 @@ def entropy(p: Float32) -> float:
 @click.option("--teacher", multiple=True, required=True, help="name=path; repeat.")
 @click.option("--seconds", default=10.0, show_default=True, help="Length of the views.")
 @click.option("-k", default=20, show_default=True, help="Classes kept.")
-@click.option("--shard", default=0, show_default=True, help="Which shard of the pack is heard.")
+@click.option("--shard", default=0, show_default=True, help="Number of the shard to use.")
 @click.option("--json", "as_json", is_flag=True)
 def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard: int, as_json: bool) -> None:
     """Print the table."""
     pack, specs = Pack.open(pack_path), parse_teachers(teacher)
     recipe = ViewRecipe(windows=((1, seconds),))
     ensemble = Ensemble(load_teachers(specs), pack.rate_hz)
-    p = ask(pack, shard, recipe, ensemble)
+    p = predict(pack, shard, recipe, ensemble)
     exact = TopK.top_k(p, k)
     half = replace(exact, value=exact.value.astype(np.float16).astype(np.float32))
     with tempfile.TemporaryDirectory() as folder:
@@ -140,7 +142,7 @@ def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard
 
 
 def show(facts: dict[str, object], rows: list[Row]) -> None:
-    """A table for the README."""
+    """Print the table for docs/results.md."""
     print("{clips} views of {seconds:g} s, {bytes_per_view:.1f} bytes each with all files counted".format(**facts))
     print("least BCE {entropy:.6f}; the top K hold {kept_share:.1%} of the probability".format(**facts))
     print("smallest of the top K: {smallest_kept:.2g} (median)\n".format(**facts))

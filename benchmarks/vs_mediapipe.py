@@ -1,11 +1,11 @@
-"""Speed beside MediaPipe's `AudioClassifier` on ten seconds of audio, from waveform to tags.
+"""Speed compared with MediaPipe's `AudioClassifier`: ten seconds of audio, from waveform to tags.
 
     make interop
     python benchmarks/vs_mediapipe.py BUNDLE --yamnet yamnet.tflite
 
-MediaPipe, in an environment of its own, is fed our .tflite files and YAMNet, the model it is shipped with, which hears
-0.975 s at a time; ours is `Tagger`. MediaPipe chooses its number of threads itself: this whole process tree is held on
-one core. The parts take turns; ratios are medians over the turns of the ratio within one, with their quartiles.
+MediaPipe runs in an environment of its own, with our .tflite files and with YAMNet, its usual model, whose window is
+0.975 s. Ours is `Tagger`. MediaPipe chooses its number of threads itself, so all processes are bound to one core. The
+parts take turns. Ratios are taken within a turn; the table shows their median and quartiles.
 """
 
 from __future__ import annotations
@@ -34,21 +34,22 @@ PYTHON = ROOT / ".venv/interop/mediapipe/bin/python"
 
 @contextmanager
 def mediapipe(clip: Path, models: list[Path]) -> Iterator[subprocess.Popen[str]]:
-    """A process that classifies `clip` with model i when it reads i, and answers with the milliseconds it took."""
+    """Start a process that classifies `clip` with model i when it reads i, and writes the milliseconds."""
     if not PYTHON.exists():
         raise click.UsageError("MediaPipe is not installed: run `make interop`")
     command = [str(PYTHON), str(ROOT / "interop/mediapipe_timer.py"), str(clip), *map(str, models)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         if child.stdout.readline() != "ready\n":
-            raise click.ClickException("MediaPipe could not load the models; its own words are above")
+            raise click.ClickException("MediaPipe could not load the models: see its output above")
         try:
             yield child
         finally:
             child.kill()
 
 
-def ask(child: subprocess.Popen[str], model: int) -> float:
+def classify_ms(child: subprocess.Popen[str], model: int) -> float:
+    """Milliseconds of one classification in MediaPipe."""
     assert child.stdin is not None
     assert child.stdout is not None
     child.stdin.write(f"{model}\n")
@@ -57,13 +58,13 @@ def ask(child: subprocess.Popen[str], model: int) -> float:
 
 
 def race(bundle: Bundle, yamnet: Path | None, turns: int) -> dict[str, np.ndarray]:
-    """Name -> (turns,) milliseconds."""
+    """Name -> (turns,) milliseconds. The first two turns warm up and are not counted."""
     rate = bundle.spec.frontend.rate_hz
     noise = 0.05 * np.random.default_rng(0).standard_normal(bundle.window_samples)
     tflite = [file for file in bundle.files if file.format == "tflite"]
     names = [*(f"MediaPipe, {file.name}" for file in tflite), *(["MediaPipe, YAMNet"] if yamnet else [])]
     models = [*(bundle.path(file) for file in tflite), *([yamnet] if yamnet else [])]
-    took: dict[str, list[float]] = {}
+    times_ms: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         soundfile.write(clip := Path(folder) / "noise.wav", noise, rate)
         wave = load(clip, rate)
@@ -71,13 +72,13 @@ def race(bundle: Bundle, yamnet: Path | None, turns: int) -> dict[str, np.ndarra
         with mediapipe(clip, models) as child:
             for turn in range(-2, turns):
                 for i, name in enumerate(names):
-                    ms = ask(child, i)
-                    took.setdefault(name, []).extend([ms] * (turn >= 0))
+                    ms = classify_ms(child, i)
+                    times_ms.setdefault(name, []).extend([ms] * (turn >= 0))
                 for name, tagger in taggers.items():
                     start = time.perf_counter()
                     tagger.predict_window(wave)
-                    took.setdefault(name, []).extend([1e3 * (time.perf_counter() - start)] * (turn >= 0))
-    return {name: np.array(ms) for name, ms in took.items()}
+                    times_ms.setdefault(name, []).extend([1e3 * (time.perf_counter() - start)] * (turn >= 0))
+    return {name: np.array(ms) for name, ms in times_ms.items()}
 
 
 @click.command()

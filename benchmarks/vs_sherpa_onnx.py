@@ -1,12 +1,13 @@
-"""Speed beside sherpa-onnx's `AudioTagging`, the same weights in both: from waveform to probabilities, one thread.
+"""Speed compared with sherpa-onnx's `AudioTagging`, same weights, one thread, from waveform to probabilities.
 
     pip install sherpa-onnx
     python benchmarks/vs_sherpa_onnx.py CHECKPOINT BUNDLE
 
-BUNDLE is what `ced-edge export --int8 CHECKPOINT` wrote. sherpa-onnx, which computes the log-mel itself, is fed the
-network as torch.onnx.export writes it, and int8 made of that by onnxruntime's plain dynamic quantisation of MatMul,
-which is how CED models are published for it.
-The parts take turns; ratios are medians over the turns of the ratio within one, with their quartiles.
+BUNDLE is the output of `ced-edge export --int8 CHECKPOINT`. sherpa-onnx computes the log-mel itself. It gets the
+network as torch.onnx.export writes it, in fp32 and in int8. The int8 file is made by onnxruntime's plain dynamic
+quantisation of MatMul, in the same way as the CED models that are published for sherpa-onnx.
+
+The parts take turns. Ratios are taken within a turn; the table shows their median and quartiles.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from export.quiet import quiet
 
 
 def sherpa(model: Path, wave: np.ndarray, rate_hz: int) -> Callable[[], list[Any]]:
-    """sherpa-onnx's tagger on one clip: a new stream each time, as its API wants."""
+    """A call of sherpa-onnx's tagger on one clip. Its API needs a new stream for each call."""
     import sherpa_onnx
 
     labels = importlib.resources.files("ced_edge") / "class_labels_indices.csv"
@@ -54,7 +55,7 @@ def sherpa(model: Path, wave: np.ndarray, rate_hz: int) -> Callable[[], list[Any
 
 
 class PlainMel(nn.Module):
-    """The network as it is: log-mel (B, n_mels, T) -> probabilities."""
+    """The unchanged network: log-mel (B, n_mels, T) -> probabilities."""
 
     def __init__(self, model: CED) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class PlainMel(nn.Module):
 
 
 def plain_files(model: CED, folder: Path) -> tuple[Path, Path]:
-    """Float and int8 .onnx files without any of our work on them."""
+    """Write float and int8 .onnx files of the unchanged network: none of our rewriting."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     float_file, int8_file = folder / "fp32.onnx", folder / "int8.onnx"

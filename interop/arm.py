@@ -1,9 +1,9 @@
-"""Runs the model files of a bundle on ARM, emulated, and compares what they answer there with what they answer here.
+"""Run the model files of a bundle on emulated ARM, and compare the predictions with those on this machine.
 
-`arm.py BUNDLE`. It proves numerics, not latency: an emulator says nothing about how fast a phone is. Into .venv/arm go,
-once: a Debian for arm64 with Python 3.11 (mmdebstrap, unpacked only), qemu 10 out of Debian trixie, and the aarch64
-wheels of the very runtimes that are installed here. It needs Linux on x86-64 and `apt-get install mmdebstrap`.
-Exit code 1 when a file answers otherwise.
+`arm.py BUNDLE` tests numerics, not speed: an emulator shows nothing about the speed of a phone. The first run fills
+.venv/arm with a Debian for arm64 that has Python 3.11 (unpacked by mmdebstrap, not set up), qemu 10 from Debian trixie,
+and aarch64 wheels of the same runtime versions as on this machine. It needs Linux on x86-64 and
+`apt-get install mmdebstrap`. The exit code is 1 if the predictions of a file differ by more than MAX_ERROR.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 ARM = ROOT / ".venv" / "arm"
 RUNTIMES = ("onnxruntime", "ai-edge-litert", "numpy")
 MAX_ERROR = {"fp32": 1e-5, "int8": 5e-3, "int8-static": 5e-3}
-"""Of a probability. int8: each processor's kernels round in their own way, and a value may fall to the other side."""
+"""Largest difference of a probability. int8 kernels of different processors round differently."""
 MIN_TOP5 = 0.95
-"""Share of the five highest classes that are the same, over all clips; see `compare`."""
+"""Least share of the five highest classes that must be the same, over all clips; see `compare`."""
 
 
 def unpack(suite: str, architecture: str, *packages: str) -> Callable[[Path], None]:
-    """Makes a folder with Debian packages and what they need, unpacked and not set up."""
+    """A function that unpacks Debian packages and their dependencies into a folder, without setting them up."""
     command = ["mmdebstrap", "--quiet", "--variant=extract", f"--architectures={architecture}"]
     if not shutil.which(command[0]):
         raise InputError("mmdebstrap fetches Debian's files: apt-get install mmdebstrap")
@@ -46,12 +46,13 @@ def unpack(suite: str, architecture: str, *packages: str) -> Callable[[Path], No
 def emulator(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=ARM) as folder:
         unpack("trixie", "amd64", "qemu-user")(Path(folder) / "x")
-        shutil.copy(Path(folder) / "x/usr/bin/qemu-aarch64", path)  # static: the other 450 MB are not needed
+        shutil.copy(Path(folder) / "x/usr/bin/qemu-aarch64", path)  # static, so 450 MB can go
 
 
 def debian(folder: Path) -> None:
     unpack("bookworm", "arm64", "python3-minimal", "libpython3.11-stdlib", "libstdc++6")(folder)
-    cpu = folder / "sys/devices/system/cpu"  # onnxruntime counts the processors there, and finds this machine's
+    # onnxruntime counts the processors in this folder. Without it, onnxruntime would count those of the real machine.
+    cpu = folder / "sys/devices/system/cpu"
     cpu.mkdir(parents=True)
     for name in ("possible", "present"):
         (cpu / name).write_text("0\n")
@@ -67,7 +68,7 @@ def wheels(folder: Path) -> None:
 
 
 def once(name: str, make: Callable[[Path], None]) -> Path:
-    """What `make` makes, kept in .venv/arm; one that was cut short is made again."""
+    """The file or folder `name` in .venv/arm; `make` makes it if it is missing. An interrupted one is made again."""
     path = ARM / name
     if not path.exists():
         print(f"fetching {path}", file=sys.stderr)
@@ -80,15 +81,15 @@ def once(name: str, make: Callable[[Path], None]) -> Path:
 
 
 def inputs(bundle: Bundle, clips: int) -> NDArray[np.float32]:
-    """Synthesised sounds as the bundle's files take them: (N, samples) or (N, n_mels, frames)."""
+    """Synthesised sounds as input for the bundle's files: (N, samples) or (N, n_mels, frames)."""
     waves = [synthesise(i, 1, bundle.window_s)[0] for i in range(clips)]
     return np.stack([log_mel(w, bundle.spec.frontend) if bundle.input == "mel" else w for w in waves])
 
 
 def compare(here: NDArray[np.float32], arm: NDArray[np.float32], tie: float) -> tuple[float, float]:
-    """Probabilities (N, C) twice -> largest difference, share of ARM's five highest classes that are so here too.
+    """Two arrays of probabilities (N, C) -> largest difference, and share of ARM's top five that are top five here.
 
-    A class less than `tie` below the fifth is: which of them comes fifth is chance.
+    A class less than `tie` below the fifth counts as top five, because rounding decides which of such classes is fifth.
     """
     fifth = np.sort(here, axis=1)[:, -5, None]
     chosen = np.take_along_axis(here, np.argsort(-arm, axis=1)[:, :5], axis=1)
@@ -114,7 +115,7 @@ def main() -> int:
         task = [f"{folder}/inputs.npy", *(str(bundle.path(f)) for f in bundle.files)]
         script = str(ROOT / "interop/answer.py")
         _run([sys.executable, script, f"{folder}/here.npz", *task], PYTHONPATH=str(ROOT))
-        # The default processor emulates what no phone has, slowly.
+        # qemu's default processor has features that no phone has, and is slow.
         emulated = [str(qemu), "-cpu", "cortex-a76", "-L", str(root), f"{root}/usr/bin/python3.11", script]
         _run([*emulated, f"{folder}/arm.npz", *task], PYTHONPATH=f"{site}:{ROOT}")
         here, arm = np.load(f"{folder}/here.npz"), np.load(f"{folder}/arm.npz")

@@ -1,4 +1,7 @@
-"""Times MediaPipe's AudioClassifier: `mediapipe_timer.py CLIP.wav MODEL...`; a number in, milliseconds out."""
+"""Time MediaPipe's AudioClassifier: `mediapipe_timer.py CLIP.wav MODEL...`.
+
+It writes `ready`. Then it reads the number of a model per line and writes the milliseconds of one classification.
+"""
 
 import sys
 import time

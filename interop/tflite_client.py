@@ -1,4 +1,4 @@
-"""tflite-runtime or tensorflow: `tflite_client.py MODEL.tflite CLIP.wav...` -> a JSON line of all scores per clip."""
+"""tflite-runtime or TensorFlow: `tflite_client.py MODEL.tflite CLIP.wav...` -> a JSON line of all scores per clip."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Reads 16-bit mono wav files with the standard library and numpy, which every client's environment has."""
+"""Read 16-bit mono wav files with the standard library and numpy: every client's environment has these."""
 
 import wave
 

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The real run of the README on 2 CPU cores: real teachers, real audio, and what each part of the method is worth.
+# The run behind docs/results.md, on 2 CPU cores: real teachers, real audio, and what each part of the method is worth.
 # AUDIO holds esc10.csv, us8k.csv, pool.csv; TEACHERS holds mn04_as_mAP_432.pt and yamnet_spectra_in.tflite.
-# Students c to g take STEPS steps each; what is finished is not done again.
+# Students c to g take STEPS steps each. A stage that is finished is not run again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 AUDIO=${AUDIO:-../shared/audio} TEACHERS=${TEACHERS:-../shared/teachers} OUT=${OUT:-runs/real} STEPS=${STEPS:-1196}
 mn04=(--teacher "mn04=$TEACHERS/mn04_as_mAP_432.pt")
 both=("${mn04[@]}" --teacher "yamnet=$TEACHERS/yamnet_spectra_in.tflite")
 windows=(--windows 8x2,2x5)
-student() { # NAME PACK STORE [more options]: train on one core, then evaluate on the held-out splits
+# NAME PACK STORE [more options]: train a student on one core, then evaluate it on the held-out splits.
+student() {
   local name=$1 pack=$2 store=$3
   shift 3
   OMP_NUM_THREADS=1 ced-edge train --pack "$OUT/$pack" --store "$OUT/$store" --out "$OUT/$name" --size tiny --resume "$@"
@@ -17,7 +18,8 @@ student() { # NAME PACK STORE [more options]: train on one core, then evaluate o
     python3 -c "import json, sys; r = json.load(open(sys.argv[1])); print(sys.argv[1], r['mean_ap'], r['top1_by_group'])" "$OUT/$name/$set.json"
   done
 }
-two() { # two students side by side, one core each
+# Wait for two students that run side by side, one core each. Stop when one of them failed.
+two() {
   wait "$1"
   wait "$2"
 }
@@ -31,7 +33,8 @@ ced-edge teach --pack "$OUT/pack-labelled" --out "$OUT/store-labels" --labels
 ced-edge teach --pack "$OUT/pack" --out "$OUT/store-mn04" "${mn04[@]}" "${windows[@]}"
 ced-edge teach --pack "$OUT/pack-labelled" --out "$OUT/store-labelled" "${both[@]}" --windows 45x2,12x5
 
-# Equal steps, nearly all of them on views never heard before; the labelled clips are fewer, so they get more views each.
+# All students take the same number of steps, nearly all of them on views that they see for the first time. There are
+# fewer labelled clips, so each of them gets more views.
 student c-consistent-ensemble pack store-both --steps "$STEPS" &
 c=$!
 student f-labels pack-labelled store-labels --steps "$STEPS" --windows 45x2,12x5 &
@@ -40,10 +43,11 @@ student d-clean-teacher pack store-clean --steps "$STEPS" "${windows[@]}" &
 d=$!
 student e-one-teacher pack store-mn04 --steps "$STEPS" &
 two $d $!
-# Why labels win: the same clips, the same number of views, but the teachers' answers.
+# The labelled clips again, with the same number of views, but with the teachers' predictions instead of labels.
 student g-ensemble-on-labelled-clips pack-labelled store-labelled --steps "$STEPS"
 
-# The chosen recipe on everything, and on what may be shipped: UrbanSound8K's licence forbids commercial use.
+# The chosen recipe, once on all audio and once without UrbanSound8K, whose licence forbids commercial use. The second
+# student is the one in students/tiny-esc10-pool.
 student chosen pack store-both --repeats 2 &
 chosen=$!
 student=("${both[@]}" "${windows[@]}" --data "$AUDIO/esc10.csv" --data "$AUDIO/pool.csv" --split train)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline, stage by stage, on synthesised sounds: minutes on two cores.
+# The demonstration, and an evaluation of its student from outside: some minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ced-edge distill --size tiny --name smoke
