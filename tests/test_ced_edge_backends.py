@@ -204,6 +204,26 @@ def test_tflite_falls_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert backend.run(np.ones((2, 3), np.float32))[0].shape == (2, 3)
 
 
+def test_the_chosen_runtime_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the first one that is installed."""
+    for name, package in backends.TFLITE_RUNTIMES:
+        module: Any = types.ModuleType(name)
+        module.Interpreter = FakeInterpreter
+        monkeypatch.setitem(sys.modules, name.split(".")[0], types.ModuleType(name.split(".")[0]))
+        monkeypatch.setitem(sys.modules, name, None if package == "tensorflow" else module)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    path = tmp_path / "m.tflite"
+    path.write_bytes(b"x")
+    assert load_backend(path, runtime="ai-edge-litert").runtime == "ai-edge-litert"
+    assert load_backend(path, runtime="tflite-runtime").runtime == "tflite-runtime"
+    with pytest.raises(NotInstalled, match="needs tensorflow: pip install tensorflow"):
+        load_backend(path, runtime="tensorflow")
+    with pytest.raises(
+        InputError, match="does not run on onnxruntime: choose ai-edge-litert or tflite-runtime or tens"
+    ):
+        load_backend(path, runtime="onnxruntime")
+
+
 @pytest.fixture
 def tflite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A .tflite file that FakeInterpreter runs."""

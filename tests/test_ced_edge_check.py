@@ -35,7 +35,6 @@ from ced_edge.proof.compare import Comparison, compare
 from ced_edge.proof.reference import read_reference
 from ced_edge.proof.targets import targets
 from ced_edge.proof.worker import _Served
-from ced_edge.runtime import backends
 from ced_edge.runtime.bundle import LABELS_NAME, Bundle, labels_text, read_bundle
 from ced_edge.runtime.tagger import Tagger
 from ced_edge.spec import SIZES
@@ -156,7 +155,6 @@ def test_permuted_labels_in_a_model_file_are_refused(own: Case) -> None:
 
 def test_a_broken_stream_is_caught(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose shared log-mel frames are not those of the window on its own."""
-    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", backends.TFLITE_RUNTIMES)  # which a worker cuts down for good
     served, wave = _Served(), np.random.default_rng(0).standard_normal(80_000).astype(np.float32)
     served.load(str(case.bundle), "24x2-fp32.onnx", "onnxruntime", 1)
     assert served.stream_difference(wave, [320, 5_000, 33]) == 0

@@ -98,7 +98,7 @@ def test_tflite_takes_its_one_window(monkeypatch: pytest.MonkeyPatch, bundle: Bu
     shape = (1, WINDOW) if bundle.input == "waveform" else (1, 64, 201)
     fake = Fake((Port("serving_default_args_0:0", shape, "float32"),), (Port("out:0", (1, 527), "float32"),))
     (bundle.folder / "m.tflite").write_bytes(b"model")
-    monkeypatch.setattr(tagger, "load_backend", lambda path, threads: fake)
+    monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
     tiny = Tagger(with_file(bundle, bundle.folder / "m.tflite", "int8"), format="tflite")
     for samples in (1, 3_000, WINDOW):
         tiny.tag(noise(samples))
@@ -161,6 +161,22 @@ def test_first_file_whose_runtime_is_installed(bundle: Bundle, monkeypatch: pyte
         Tagger(more, format="onnx")
 
 
+def test_the_runtime_decides_which_file_is_loaded(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bundle.folder / "m.tflite"
+    path.write_bytes(b"not read without a runtime")
+    more = with_file(bundle, path, "int8")
+    tagger = Tagger(more, runtime="onnxruntime", threads=2)  # the int8 .tflite would be the first choice
+    assert tagger.file == bundle.files[0]
+    twin = tagger.copy()
+    assert (twin.file, twin.backend.runtime) == (tagger.file, tagger.backend.runtime)
+    assert twin.backend is not tagger.backend
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("json", "other"), ("no_such_runtime", "none")))
+    with pytest.raises(InputError, match=r"m\.tflite needs none: pip install none"):
+        Tagger(more, runtime="none")
+    with pytest.raises(InputError, match=r"abacus does not run m\.tflite, .*onnx of .*: choose other or none or onnx"):
+        Tagger(more, runtime="abacus")
+
+
 def test_a_broken_file_is_not_passed_over(bundle: Bundle) -> None:
     """Another file would hide that the one asked for cannot be used."""
     path = bundle.folder / "m.onnx"
@@ -210,7 +226,7 @@ def wrong_ports(mel: bool) -> list[tuple[str, Fake]]:
 )
 def test_a_file_that_does_not_do_what_the_manifest_says(monkeypatch: pytest.MonkeyPatch, input: str, case: int) -> None:
     what, fake = wrong_ports(input == "mel")[case]
-    monkeypatch.setattr(tagger, "load_backend", lambda path, threads: fake)
+    monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
     told = rf"is not what its manifest says: its {what} is .*export the bundle again"
     with pytest.raises(InputError, match=told) as e:
         Tagger(shared_bundle(input))
@@ -221,7 +237,7 @@ def test_a_file_that_does_not_do_what_the_manifest_says(monkeypatch: pytest.Monk
 def test_an_answer_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
     fake = Fake((Port("waveform", (-1, -1), "float32"),), (Port("prob", (-1, -1), "float32"),))
     fake.run = lambda *inputs: [answer]  # type: ignore[method-assign]
-    monkeypatch.setattr(tagger, "load_backend", lambda path, threads: fake)
+    monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
     with pytest.raises(CedEdgeError, match="gave no 527 probabilities: it is broken, export it again"):
         Tagger(shared_bundle()).predict(noise(3_000))
 
@@ -229,7 +245,7 @@ def test_an_answer_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, ans
 def test_threads_reach_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
-    def load(path: Path, threads: int) -> Fake:
+    def load(path: Path, threads: int, runtime: str | None) -> Fake:
         asked.append(threads)
         return Fake((Port("waveform", (-1, -1), "float32"),))
 

@@ -20,7 +20,6 @@ import numpy as np
 from ced_edge.arrays import Float32
 from ced_edge.errors import CedEdgeError
 from ced_edge.proof.targets import Target
-from ced_edge.runtime import backends
 from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_stream
 from ced_edge.windows import chunks, times_s
 
@@ -123,9 +122,8 @@ class _Served:
 
     def load(self, folder: str, file: str, runtime: str, threads: int) -> tuple[float, str, bool]:
         began = time.perf_counter()
-        # This process runs one file on one runtime; another one that is installed must not step in.
-        backends.TFLITE_RUNTIMES = tuple(r for r in backends.TFLITE_RUNTIMES if r[1] == runtime)
-        self.tagger = Tagger(folder, file=file, threads=threads)
+        # Not the first installed runtime: this process must measure the given one and no other.
+        self.tagger = Tagger(folder, file=file, threads=threads, runtime=runtime or None)
         seconds, backend = time.perf_counter() - began, self.tagger.backend
         self.target, self.threads = Target(self.tagger.bundle, self.tagger.file, runtime), threads
         name = backend.runtime

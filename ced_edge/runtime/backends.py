@@ -28,6 +28,8 @@ TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
 """A module with an `Interpreter`, and the package that holds it. The first installed one is used."""
 ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
 """Module and package, as above."""
+_ADVICE = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+"""Format -> the package to install where none is."""
 _MAX_LABELS_BYTES = 1 << 20
 """Largest label file that is read out of a .tflite file. AudioSet's has 6,337 bytes."""
 
@@ -65,25 +67,34 @@ class Backend(Protocol):
         ...
 
 
-def load_backend(path: Path, threads: int = 1) -> Backend:
+def load_backend(path: Path, threads: int = 1, runtime: str | None = None) -> Backend:
     """Load a .onnx or .tflite file. One `run` uses `threads` threads.
 
-    Raises InputError when the file is missing, has another suffix or is no model, or when the runtime is broken.
+    `runtime` is a package of `packages`; without it the first installed one is used. Raises InputError when the file
+    is missing, has another suffix, is no model or does not run on `runtime`, or when the runtime is broken.
     Raises NotInstalled when no runtime is installed.
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     if path.suffix == ".onnx":
-        return OnnxBackend(path, threads)
+        return OnnxBackend(path, threads, runtime)
     if path.suffix == ".tflite":
-        return TfliteBackend(path, threads)
+        return TfliteBackend(path, threads, runtime)
     raise InputError(f"{path} is not a model file: its name must end in .onnx or .tflite")
 
 
+def packages(format: str) -> list[str]:
+    """All packages that can run .onnx or .tflite files, the first choice first."""
+    return [package for _, package in _runtimes(format)]
+
+
 def installed(format: str) -> list[str]:
-    """The installed packages that run .onnx or .tflite files, the first choice first. Imports none of them."""
-    known = ONNX_RUNTIMES if format == "onnx" else TFLITE_RUNTIMES
-    return [package for module, package in known if _is_installed(module.partition(".")[0])]
+    """The packages among them that are installed. Imports none of them."""
+    return [package for module, package in _runtimes(format) if _is_installed(module.partition(".")[0])]
+
+
+def _runtimes(format: str) -> tuple[tuple[str, str], ...]:
+    return ONNX_RUNTIMES if format == "onnx" else TFLITE_RUNTIMES
 
 
 def _is_installed(name: str) -> bool:
@@ -92,13 +103,17 @@ def _is_installed(name: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def _import_runtime(runtimes: Sequence[tuple[str, str]], reason: str, default: str) -> tuple[Any, str]:
-    """The first installed module of `runtimes`, with its package. Messages begin with `reason`.
+def _import_runtime(path: Path, reason: str, runtime: str | None) -> tuple[Any, str]:
+    """The first installed module that runs `path`, with its package. Messages begin with `reason`.
 
-    Raises NotInstalled, which names the package `default`, when there is none. Raises InputError when the first one
-    cannot be imported: to try the next one would hide that this one is broken.
+    With `runtime`, only this package. Raises NotInstalled, which names a package to install, when there is none.
+    Raises InputError when the first one cannot be imported: to try the next one would hide that this one is broken.
     """
-    for module, package in runtimes:
+    known = _runtimes(path.suffix[1:])
+    wanted = [r for r in known if runtime in (None, r[1])]
+    if not wanted:
+        raise InputError(f"{path} does not run on {runtime}: choose {' or '.join(package for _, package in known)}")
+    for module, package in wanted:
         try:
             return importlib.import_module(module), package
         except Exception as e:  # ImportError, OSError or AttributeError, by package and by defect
@@ -108,14 +123,14 @@ def _import_runtime(runtimes: Sequence[tuple[str, str]], reason: str, default: s
                 f"{reason}, and {package} is installed, but cannot be imported ({first_line(e)}): "
                 f"pip install --force-reinstall {package}"
             ) from e
-    raise NotInstalled(f"{reason}: pip install {default}")
+    raise NotInstalled(f"{reason}: pip install {runtime or _ADVICE[path.suffix[1:]]}")
 
 
 class OnnxBackend:
     """A .onnx file on ONNX Runtime's CPU provider."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        ort, package = _import_runtime(ONNX_RUNTIMES, f"{path} needs ONNX Runtime", "onnxruntime")
+    def __init__(self, path: Path, threads: int, runtime: str | None = None) -> None:
+        ort, package = _import_runtime(path, f"{path} needs ONNX Runtime", runtime)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -142,8 +157,8 @@ class OnnxBackend:
 class TfliteBackend:
     """A .tflite file on the CPU. A new input shape is tried with `resize_tensor_input`."""
 
-    def __init__(self, path: Path, threads: int) -> None:
-        module, package = _import_runtime(TFLITE_RUNTIMES, f"{path} needs a TFLite runtime", "ai-edge-litert")
+    def __init__(self, path: Path, threads: int, runtime: str | None = None) -> None:
+        module, package = _import_runtime(path, f"{path} needs {runtime or 'a TFLite runtime'}", runtime)
         try:
             self._interpreter: Any = module.Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()

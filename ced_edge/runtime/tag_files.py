@@ -66,7 +66,7 @@ def tag_files(
         try:
             mine = free.get_nowait()
         except queue.Empty:
-            mine = Tagger(tagger.bundle, file=tagger.file.name)
+            mine = tagger.copy()
         try:
             return Tagged(paths[i], tuple(_tag(mine, i)))
         except CedEdgeError as e:

@@ -16,7 +16,7 @@ from ced_edge.audio.intake import Intake
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import StreamMel, log_mel
 from ced_edge.labels import Label, labels
-from ced_edge.runtime.backends import Backend, NotInstalled, Port, load_backend
+from ced_edge.runtime.backends import Backend, NotInstalled, Port, load_backend, packages
 from ced_edge.runtime.bundle import Bundle, ModelFile, read_bundle
 from ced_edge.windows import n_full, n_windows, span, times_s
 
@@ -47,17 +47,24 @@ class Tagger:
         format: str | None = None,
         file: str | None = None,
         threads: int = 1,
+        runtime: str | None = None,
     ) -> None:
         """Load the first model file that fits (see `Bundle.file`) and that an installed runtime can run.
 
-        Raises InputError: no such file, none that can be run here (with what to install), or one that does not do
-        what the manifest says.
+        `runtime` is the package to use: onnxruntime, ai-edge-litert, tflite-runtime or tensorflow. Raises InputError
+        when no file fits, when no runtime for it is installed (the message names the package to install), or when the
+        file does not match bundle.json.
         """
+        self._threads, self._runtime = threads, runtime
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
-        self.file, self.backend = _load(self.bundle, self.bundle.fitting(file, kind, format), threads)
+        self.file, self.backend = _load(self.bundle, self.bundle.fitting(file, kind, format), threads, runtime)
         self.path = self.bundle.path(self.file)
         self._steps = _input_steps(self.bundle, self.backend, self.path)
         _check_labels(self.backend, self.path)
+
+    def copy(self) -> Tagger:
+        """Load the same model file once more, for another thread."""
+        return Tagger(self.bundle, None, None, self.file.name, self._threads, self._runtime)
 
     @property
     def rate_hz(self) -> int:
@@ -188,12 +195,16 @@ def _samples(name: str, seconds: float, rate_hz: int) -> int:
     return round(seconds * rate_hz)
 
 
-def _load(bundle: Bundle, files: Sequence[ModelFile], threads: int) -> tuple[ModelFile, Backend]:
-    """The first file whose runtime is installed, with its backend."""
+def _load(bundle: Bundle, files: Sequence[ModelFile], threads: int, runtime: str | None) -> tuple[ModelFile, Backend]:
+    """The first file whose runtime is installed, with its backend. With `runtime`, the first that this package runs."""
+    usable = [f for f in files if runtime is None or runtime in packages(f.format)]
+    if not usable:
+        names, known = ", ".join(f.name for f in files), dict.fromkeys(p for f in files for p in packages(f.format))
+        raise InputError(f"{runtime} does not run {names} of {bundle.folder}: choose {' or '.join(known)}")
     missing: list[NotInstalled] = []
-    for file in files:
+    for file in usable:
         try:
-            return file, load_backend(bundle.path(file), threads)
+            return file, load_backend(bundle.path(file), threads, runtime)
         except NotInstalled as e:
             missing.append(e)
     raise missing[0]
