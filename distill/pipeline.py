@@ -34,7 +34,7 @@ from distill.teachers.ensemble import Ensemble
 from distill.teaching.store import Store
 from distill.teaching.teach import Job, teach, units
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import TrainingData, check_readers
+from distill.training.batches import TrainingData, batches_per_pass
 from distill.training.config import TrainConfig
 from distill.training.log import read_log
 from distill.training.train import check_windows, train
@@ -72,7 +72,7 @@ def run_all(plan: Plan) -> dict[str, Any]:
     with folder_lock(plan.run):
         with _timed(plan.run, "pack"):
             shards = run_pack(plan.clips, plan.run / "pack", plan.pack)
-        check_readers(shards, plan.train.batch, max(1, plan.train.workers))
+        batches_per_pass(shards, plan.train.batch, max(1, plan.train.workers))  # refuses before hours of teaching
         with _timed(plan.run, "teach"):
             store = run_teach(shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device)
         with _timed(plan.run, "train"):

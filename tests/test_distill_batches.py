@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import soxr
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_run import RATE_HZ, RECIPE, make_pack, make_store
 
@@ -22,7 +21,9 @@ from distill.packing.shards import Pack, Shard, read_shard
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.views import ViewRecipe, clip_rms, draw, render
 from distill.training import batches as dataset
-from distill.training.batches import Batch, Batches, TrainingData, check_readers, loader
+from distill.training.batches import Batch, Batches, TrainingData, batches_per_pass, loader
+from distill.training.config import TrainConfig
+from distill.training.train import total_steps
 
 
 @pytest.fixture(scope="module")
@@ -95,22 +96,97 @@ def test_every_clip_once_in_a_pass_and_in_another_order_in_the_next(stream: Trai
     assert len({tuple(rows) for rows in passes}) == 4
 
 
+class Rows(Batches):
+    """Batches whose audio is silence of the right length, and whose target is (shard, clip, epoch)."""
+
+    def _view(self, stream: TrainingData, shard: int, clip: int, epoch: int) -> Any:
+        samples = round(stream.recipe.seconds(epoch) * 10)
+        return np.zeros(samples, np.float32), np.array([shard, clip, epoch], np.float32), np.zeros(1, bool)
+
+
+class Worker(NamedTuple):
+    """What torch tells a process of its loader."""
+
+    id: int
+    num_workers: int
+
+
+def in_turn(stream: TrainingData, workers: int, first: int, n: int) -> list[Batch]:
+    """Batches `first` to `first + n` of one training process, as the loader takes them from its workers in turn."""
+    if workers == 0:
+        return list(itertools.islice(Rows(stream, first), n))
+    queues = []
+    for worker in range(workers):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dataset, "get_worker_info", lambda worker=worker: Worker(worker, workers))
+            queues.append(iter(list(itertools.islice(Rows(stream, first), -(-n // workers)))))
+    return [next(queues[i % workers]) for i in range(n)]
+
+
+@st.composite
+def streams(draw_: st.DrawFn) -> tuple[list[TrainingData], int]:
+    """Every training process's data, and how many workers each process has."""
+    sizes = draw_(st.lists(st.integers(1, 9), min_size=1, max_size=8))
+    world, workers = draw_(st.integers(1, 4)), draw_(st.integers(0, 3))
+    readers = world * max(1, workers)
+    assume(sum(sizes) >= readers)
+    batch = draw_(st.integers(1, sum(sizes) // readers))
+    windows = tuple((epochs, 0.5 + i) for i, epochs in enumerate(draw_(st.lists(st.integers(1, 2), min_size=1))[:3]))
+    recipe, repeats = ViewRecipe(seed=draw_(st.integers(0, 9)), windows=windows), draw_(st.integers(1, 2))
+    one = TrainingData(shards_of(*sizes), None, recipe, batch, RATE_HZ, repeats)  # type: ignore[arg-type]
+    return [dataclasses.replace(one, rank=rank, world=world) for rank in range(world)], workers
+
+
+@settings(max_examples=60)
+@given(streams(), st.data())
+def test_every_process_is_in_the_same_pass_at_the_same_step(
+    processes: tuple[list[TrainingData], int], data: st.DataObject
+) -> None:
+    """The pass, and so the window length, follows from the number of the step, for any shards, ranks and workers."""
+    ranks, workers = processes
+    recipe, repeats, batch = ranks[0].recipe, ranks[0].repeats, ranks[0].batch
+    steps = total_steps(ranks[0], TrainConfig(workers=workers, repeats=repeats))
+    assume(steps <= 150)
+    ahead = 2  # after the last planned step the first epoch comes again
+    runs = [in_turn(stream, workers, 0, steps + ahead) for stream in ranks]
+    per_epoch = steps // recipe.epochs
+    clips = [(s, c) for s, shard in enumerate(ranks[0].pack.shards) for c in range(shard.clips)]
+    for number, batches in enumerate(zip(*runs, strict=True)):
+        epoch = number // per_epoch % recipe.epochs  # a formula of the number alone, and all epochs equally long
+        for rows in batches:
+            assert rows.wave.shape == (batch, round(10 * recipe.seconds(epoch)))
+            assert rows.target[:, 2].tolist() == [epoch] * batch
+    per_pass = per_epoch // repeats
+    for start in range(0, steps, per_pass):
+        used = [(int(s), int(c)) for run in runs for b in run[start : start + per_pass] for s, c, _ in b.target]
+        assert len(set(used)) == len(used)  # no clip twice in a pass
+        assert set(used) <= set(clips)
+        assert len(clips) - len(used) < batch * len(ranks) * max(1, workers)  # less than a batch per reader is left out
+    first = data.draw(st.integers(0, steps))
+    for stream, run in zip(ranks, runs, strict=True):
+        assert_same(in_turn(stream, workers, first, steps + ahead - first), run[first:])
+
+
 @settings(max_examples=30)
-@given(st.data())
-def test_a_pass_drops_less_than_a_batch_and_repeats_nothing(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=8))
-    world = data.draw(st.integers(1, len(sizes)))
-    batch = data.draw(st.integers(1, 5))
-    shards = [Shard(f"s{i}", "", n, 0.0, "") for i, n in enumerate(sizes)]
-    packed = Pack("", RATE_HZ, shards, sum(sizes), 0.0, 0, "")
-    one = TrainingData(packed, None, RECIPE, batch, RATE_HZ)  # type: ignore[arg-type]
-    ranks = [heard(dataclasses.replace(one, rank=rank, world=world), 3) for rank in range(world)]
-    together = collections.Counter(row for rows in ranks for row in rows)
-    assert together == collections.Counter((s.name, c) for s in shards for c in range(s.clips))
-    # Ranks have whole shards, each of which is in one run of rows.
-    names = [[name for name, _ in itertools.groupby(rows, key=lambda row: row[0])] for rows in ranks]
-    assert collections.Counter(itertools.chain(*names)) == collections.Counter(s.name for s in shards)
-    assert max(map(len, names)) - min(map(len, names)) <= 1
+@given(streams())
+def test_readers_share_few_shards(processes: tuple[list[TrainingData], int]) -> None:
+    """Each reader reads a run of shards, each of them once; only the shards at the borders have two readers or more."""
+    ranks, _ = processes
+    names = [[name for name, _ in itertools.groupby(heard(stream, 3), key=lambda row: row[0])] for stream in ranks]
+    assert all(len(set(n)) == len(n) for n in names)
+    assert sum(map(len, names)) <= len(ranks[0].pack.shards) + len(ranks) - 1
+
+
+def test_all_ranks_use_all_window_lengths_together(tmp_path: Path) -> None:
+    """Three shards, two processes, and windows of two lengths: with whole shards each, the processes would differ."""
+    packed = make_pack(tmp_path, n=18)
+    one = TrainingData(packed, make_store(tmp_path / "store", packed), RECIPE, 3, RATE_HZ)
+    lengths = []
+    for rank in range(2):
+        stream = dataclasses.replace(one, rank=rank, world=2)
+        assert total_steps(stream, TrainConfig(workers=1)) == 9
+        lengths.append([batch.wave.shape[1] / RATE_HZ for batch in take(stream, 9, workers=1)])
+    assert lengths == [[0.4] * 6 + [0.6] * 3] * 2
 
 
 def test_ranks_and_workers_are_alike_readers(stream: TrainingData) -> None:
@@ -202,27 +278,16 @@ def shards_of(*sizes: int) -> Pack:
     return Pack("", RATE_HZ, shards, sum(sizes), 0.0, 0, "")
 
 
-def test_too_few_shards_or_clips_are_refused_before_anything_starts(stream: TrainingData) -> None:
-    with pytest.raises(InputError, match=r"4 shards cannot feed 5 readers: use fewer --workers"):
-        loader(stream, workers=5)
-    with pytest.raises(InputError, match=r"4 shards cannot feed 6 readers"):
-        loader(dataclasses.replace(stream, world=3), workers=2)
-    with pytest.raises(InputError, match=r"a batch of 25 is more than the 24 clips"):
+def test_too_few_clips_are_refused_before_anything_starts(stream: TrainingData) -> None:
+    with pytest.raises(InputError, match=r"a batch of 25 is more than the 24 clips.*: use a smaller --batch$"):
         loader(dataclasses.replace(stream, batch=25), workers=0)
-    with pytest.raises(InputError, match=r"a batch of 13 is more than the 12 clips of a reader"):
+    with pytest.raises(InputError, match=r"a batch of 4 is more than the 3 clips of each reader.*or fewer --workers"):
+        loader(dataclasses.replace(stream, world=2), workers=4)
+    with pytest.raises(InputError, match=r"a batch of 13 is more than the 12 clips of each reader"):
         next(iter(Batches(dataclasses.replace(stream, batch=13, world=2))))
-    check_readers(shards_of(9, 1, 1), 10, 2)
-    with pytest.raises(InputError, match="more than the 10"):
-        check_readers(shards_of(9, 1, 1), 11, 2)
-
-
-def test_a_reader_whose_shards_are_too_small_sits_a_pass_out(tmp_path: Path) -> None:
-    packed = make_pack(tmp_path, n=13, clips_per_shard=6)  # 6, 6 and 1
-    assert [s.clips for s in packed.shards] == [6, 6, 1]
-    store = make_store(tmp_path / "store", packed)
-    for rank in range(2):
-        batches = take(TrainingData(packed, store, RECIPE, 6, RATE_HZ, rank=rank, world=2), 12)
-        assert [len(b.wave) for b in batches] == [6] * 12
+    with pytest.raises(InputError, match=r"a batch of 13 is more than the 12 clips"):
+        total_steps(dataclasses.replace(stream, batch=13, world=2), TrainConfig())
+    assert batches_per_pass(shards_of(9, 1, 1), 5, 2) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import itertools
 import os
 import signal
 import threading
@@ -63,17 +63,21 @@ class TrainingData:
         return (turn // self.repeats) % self.recipe.epochs
 
 
-def check_readers(pack: Pack, batch: int, readers: int) -> None:
-    """Raise InputError when a pack has too few shards for so many readers, or too few clips for a batch of each."""
-    clips = sorted((shard.clips for shard in pack.shards), reverse=True)
-    if len(clips) < readers:
+def batches_per_pass(pack: Pack, batch: int, readers: int) -> int:
+    """How many batches each of `readers` readers has in one pass over the clips: the same number for all of them.
+
+    Raises InputError when that would be none.
+    """
+    # The one place that decides this. The readers and the planned number of steps must agree, or readers would go on
+    # to the next pass, and to its window length, at different steps.
+    per_reader = pack.clips // readers
+    if per_reader < batch:
+        fewer = "" if readers == 1 else ", or fewer --workers"
         raise InputError(
-            f"{len(clips)} shards cannot feed {readers} readers: use fewer --workers, or pack again with a smaller "
-            "--clips-per-shard"
+            f"a batch of {batch} is more than the {per_reader} clips of each reader ({pack.clips} clips, "
+            f"{readers} readers): use a smaller --batch{fewer}"
         )
-    most = sum(clips[: math.ceil(len(clips) / readers)])
-    if most < batch:
-        raise InputError(f"a batch of {batch} is more than the {most} clips of a reader: use a smaller --batch")
+    return per_reader // batch
 
 
 @dataclass
@@ -90,11 +94,12 @@ class LoadedShard:
 
 
 class Batches(IterableDataset[Batch]):
-    """Batches in order, from number `first` on.
+    """Batches in order, from number `first` on, without end. Batch number k is a pure function of k.
 
-    In each pass the shards come in a drawn order and the clips of each in a drawn order of their own, so shards are
-    read whole, one after the other, and batches are consecutive runs of that sequence. What is left over at the end
-    of a pass is dropped.
+    A reader is one process that renders views: a worker of the loader, or the training process itself. In each pass
+    over the clips, the shards come in a drawn order, and the clips of a shard in a drawn order of their own. This
+    sequence is cut into one run of whole batches per reader, all of one length. So a reader reads each of its shards
+    once per pass, all readers are in the same pass at the same step, and less than one batch per reader is left out.
     """
 
     def __init__(self, stream: TrainingData, first: int = 0) -> None:
@@ -102,26 +107,26 @@ class Batches(IterableDataset[Batch]):
         self._loaded: LoadedShard | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        stream, skip = self.stream, self.first
+        stream, first = self.stream, self.first
         info = get_worker_info()
         if info is not None:
-            # The loader takes one batch from each worker in turn: worker w serves batches w, w + W, ...
             torch.set_num_threads(1)
+            # The loader takes one batch from each worker in turn and starts with worker 0. For a run that starts at
+            # batch `first` to continue an earlier one, worker 0 must take over the reader whose turn that batch is.
             W, w = info.num_workers, (info.id + self.first) % info.num_workers
             stream = replace(stream, rank=stream.rank * W + w, world=stream.world * W)
-            skip = (self.first - w + W - 1) // W
-        check_readers(stream.pack, stream.batch, stream.world)
-        turn = 0
-        while True:
-            rows = _plan(stream, turn)
-            batches = len(rows) // stream.batch
-            for i in range(skip, batches):
-                chosen = rows[i * stream.batch : (i + 1) * stream.batch]
-                views = [self._view(stream, int(shard), int(clip), stream.epoch(turn)) for shard, clip in chosen]
-                wave, target, kept = (torch.from_numpy(np.stack(column)) for column in zip(*views, strict=True))
-                yield Batch(wave, target, kept)
-            skip = max(0, skip - batches)
-            turn += 1
+            first = (self.first - w + W - 1) // W  # the reader's own batch k is number W * k + w of this process
+        per_pass = batches_per_pass(stream.pack, stream.batch, stream.world)
+        turn, rows = -1, np.empty((0, 2), np.int64)
+        for k in itertools.count(first):
+            if k // per_pass != turn:
+                turn = k // per_pass
+                rows = _plan(stream, turn)
+            i = k % per_pass * stream.batch
+            chosen = rows[i : i + stream.batch]
+            views = [self._view(stream, int(shard), int(clip), stream.epoch(turn)) for shard, clip in chosen]
+            wave, target, kept = (torch.from_numpy(np.stack(column)) for column in zip(*views, strict=True))
+            yield Batch(wave, target, kept)
 
     def _view(self, stream: TrainingData, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
         now = self._load(stream, stream.pack.shards[shard], epoch)
@@ -172,7 +177,7 @@ def loader(
     On the `device` "cpu" they take what the training leaves of the cores. Closing it ends them. Raises InputError when
     the pack is too small for the batch or the number of readers, and CedEdgeError when one of the processes dies.
     """
-    check_readers(stream.pack, stream.batch, stream.world * max(1, workers))
+    batches_per_pass(stream.pack, stream.batch, stream.world * max(1, workers))  # raises before a process is started
     with warnings.catch_warnings():
         # torch counts the cores by OMP_NUM_THREADS, which torchrun sets to 1.
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -244,14 +249,14 @@ def _start_process(device: str, _worker: int) -> None:
 
 
 def _plan(stream: TrainingData, turn: int) -> NDArray[np.int64]:
-    """The (shard, clip) pairs of one pass, in order: (rows, 2)."""
+    """The (shard, clip) pairs of one reader in one pass, in order: (batches of a pass * batch, 2)."""
     seed, shards = stream.recipe.seed, stream.pack.shards
-    order = _permutation(f"shards|{seed}|{turn}", len(shards))[stream.rank :: stream.world]
     parts = []
-    for shard in order:
+    for shard in _permutation(f"shards|{seed}|{turn}", len(shards)):
         clips = _permutation(f"clips|{seed}|{turn}|{shards[shard].name}", shards[shard].clips)
         parts.append(np.stack([np.full_like(clips, shard), clips], axis=1))
-    return np.concatenate(parts)
+    rows = stream.batch * batches_per_pass(stream.pack, stream.batch, stream.world)
+    return np.concatenate(parts)[stream.rank * rows :][:rows]
 
 
 def _permutation(key: str, n: int) -> NDArray[np.int64]:

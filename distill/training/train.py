@@ -15,7 +15,7 @@ from ced_edge.network.ced import CED
 from ced_edge.spec import ModelSpec, size
 from distill.teaching.store import CLEAN_EPOCH
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Batch, TrainingData, loader
+from distill.training.batches import Batch, TrainingData, batches_per_pass, loader
 from distill.training.config import TrainConfig
 from distill.training.log import Reporter, TrainLog
 from distill.training.loop import MODEL_NAME, Trainer, make_fabric
@@ -118,9 +118,10 @@ def start_at_prior(model: CED, stream: TrainingData, fill: str) -> None:
 
 
 def total_steps(stream: TrainingData, config: TrainConfig) -> int:
-    """Steps to hear every stored epoch `repeats` times."""
-    per_turn = stream.pack.clips // (stream.batch * stream.world)
-    return max(1, per_turn) * stream.recipe.epochs * config.repeats
+    """Steps in which every stored epoch is used `repeats` times. Raises InputError when the pack is too small."""
+    workers = max(1, config.workers)
+    per_pass = workers * batches_per_pass(stream.pack, stream.batch, stream.world * workers)
+    return per_pass * stream.recipe.epochs * config.repeats
 
 
 def time_offset(model: CED, batch: Batch, step: int, config: TrainConfig) -> int:
