@@ -22,8 +22,9 @@ from ced_edge.errors import CedEdgeError, InputError
 from distill.devices import local_device
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack, read_shard
-from distill.teachers import TeacherSpec, load_teachers, parse_teachers
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.spec import TeacherSpec, parse_teachers
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.teach import Job, teach, teach_labels, units
 from distill.teaching.views import INT16_SCALE, ViewRecipe
