@@ -208,10 +208,10 @@ def test_nan_is_an_error(packed: Pack, listener: Listener, tmp_path: Path, monke
 
 
 def test_damaged_shard_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
-    shard = dataclasses.replace(packed.shards[0], path=str(tmp_path / "empty.tar"))
-    Path(shard.path).write_bytes(b"")
-    broken = dataclasses.replace(packed, shards=[shard])
-    with pytest.raises(InputError, match=r"empty\.tar"):
+    name = packed.shards[0].name
+    (tmp_path / name).write_bytes(b"")
+    broken = dataclasses.replace(packed, location=str(tmp_path), shards=packed.shards[:1])
+    with pytest.raises(InputError, match=rf"{tmp_path}/{name} is damaged"):
         teach(job_for(broken, teacher, tmp_path / "store"))
     assert list(files(tmp_path / "store")) == ["store.json"]
 

@@ -107,7 +107,9 @@ def _one_line(path: str, mend: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except FileNotFoundError as e:
-        raise InputError(f"no such file: {path}; {mend}") from e
     except Exception as e:  # the disk's errors, and those of each HTTP and cloud client
-        raise InputError(f"cannot read {path} ({first_line(e)}): {mend}") from e
+        # fsspec reports a web server that is out of reach as a missing file, too: the cause is what happened.
+        cause = e.__cause__ or e if isinstance(e, FileNotFoundError) else e
+        if isinstance(cause, FileNotFoundError):
+            raise InputError(f"no such file: {path}; {mend}") from e
+        raise InputError(f"cannot read {path} ({first_line(cause)}): {mend}") from e
