@@ -1,12 +1,17 @@
-"""The command line: a group whose subcommands are imported only when they are called."""
+"""The command line: a group that imports a subcommand only when it is called."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import importlib.util
 import io
+import logging
 import os
+import re
 import sys
 import traceback
+from collections.abc import Iterator
 
 import click
 
@@ -16,23 +21,26 @@ from ced_edge.errors import CedEdgeError
 COMMANDS = {
     "distill": ("distill.cli:distill", "The main job: pack, teach, train and evaluate, into runs/NAME."),
     "pack": ("distill.cli:pack", "Pack audio files into WebDataset shards of FLAC."),
-    "teachers": ("distill.cli:teachers", "List the teachers that are known, and fetch public ones."),
-    "teach": ("distill.cli:teach", "Let the teachers answer every view of a pack, once, into a store."),
+    "teachers": ("distill.cli:teachers", "List known teachers, and download public ones."),
+    "teach": ("distill.cli:teach", "Predict every view of a pack by the teachers, once, into a store."),
     "train": ("distill.cli:train", "Train a student from a pack and a store."),
-    "pretrain": ("distill.cli:pretrain", "Warm a student up on unlabelled audio (masked autoencoder)."),
+    "pretrain": ("distill.cli:pretrain", "Pretrain a student on unlabelled audio (masked autoencoder)."),
     "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
     "export": ("export.cli:export", "Turn a checkpoint into a bundle of ONNX and TFLite files, int8 too."),
-    "check": ("ced_edge.proof.cli:check", "Hold a bundle against the reference: was accuracy lost?"),
+    "check": ("ced_edge.proof.cli:check", "Compare a bundle with the reference: was accuracy lost?"),
     "bench": ("ced_edge.proof.cli:bench", "Latency, load time and memory of a bundle on this machine."),
     "info": ("ced_edge.runtime.cli:info", "Show what a bundle holds."),
     "tag": ("ced_edge.runtime.cli:tag", "Tag audio files, with times."),
     "listen": ("ced_edge.runtime.cli:listen", "Tag the microphone, a file or a stream live."),
 }
-"""Subcommand -> where it is, and the help that needs no import."""
+"""Subcommand -> where it is, and its help. The help stands here, so that `ced-edge --help` imports no subcommand."""
+PACKAGES = ("ced_edge", "distill", "export")
+EXTRAS = {"distill": "train", "export": "export"}
+"""Package of a subcommand -> the extra that installs all it needs."""
 
 
 class LazyGroup(click.Group):
-    """A group that knows its subcommands by name alone."""
+    """A group that lists its subcommands without importing them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -41,11 +49,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        try:
-            command = getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as e:
-            extra = {"distill": "train", "export": "export"}.get(module.partition(".")[0], "all")
-            raise CedEdgeError(f"`ced-edge {cmd_name}` needs {e.name}: pip install '.[{extra}]'") from e
+        command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
 
@@ -61,40 +65,102 @@ def cli(debug: bool) -> None:
     """Distil big audio taggers into a small one that runs on phones and boards."""
 
 
+class _Notices(logging.Handler):
+    """Prints a log record as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # click looks up sys.stderr at every call: a progress bar of rich replaces it to print lines above the bar.
+        _print(f"{'warning: ' * (record.levelno == logging.WARNING)}{record.getMessage()}")
+
+
+def _print(text: str) -> None:
+    click.echo(f"ced-edge: {text}", err=True)
+
+
+@contextlib.contextmanager
+def _print_notices() -> Iterator[None]:
+    """Print what our own packages log, from level INFO on, while the block runs."""
+    loggers, handler = [logging.getLogger(name) for name in PACKAGES], _Notices()
+    # Without any handler on the root, Python prints the warnings of all libraries to stderr.
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(silent)
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
+
+
 def main() -> None:
-    """Run the command line; errors the user can mend are one line on stderr and an exit code."""
+    """Run the command line. An error is one line on stderr and an exit code: 1 failed, 2 wrong input, 130 stopped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold any bytes
-    # Wherever it stands: nobody looks up on which side of the subcommand it belongs.
-    debug = "--debug" in sys.argv[1:]
+    # --debug works before and after the subcommand.
+    debug, arguments = "--debug" in sys.argv[1:], [arg for arg in sys.argv[1:] if arg != "--debug"]
     try:
-        cli.main([arg for arg in sys.argv[1:] if arg != "--debug"], standalone_mode=False)
+        with _print_notices():
+            cli.main(arguments, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         sys.exit(e.exit_code)
-    except click.ClickException as e:
-        name = e.ctx.command_path if isinstance(e, click.UsageError) and e.ctx else ""
-        asked = f" ({name} --help)" if name else ""
-        click.echo(f"ced-edge: {' '.join(e.format_message().split())}{asked}", err=True)
-        sys.exit(e.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("ced-edge: stopped", err=True)
+        _print("stopped")
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read our output has left; nothing more may be written to it.
+        # The program that read our output has ended. Python must not try to flush stdout again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as e:
         if debug:
             traceback.print_exc()
-        lines = [line.strip() for line in str(e).splitlines() if line.strip()] or [type(e).__name__]
-        if isinstance(e, CedEdgeError):
-            click.echo(f"ced-edge: {' '.join(lines)}", err=True)
-            sys.exit(e.exit_code)
-        if isinstance(e, OSError) and e.filename is not None:
-            click.echo(f"ced-edge: cannot use {os.fsdecode(e.filename)}: {e.strerror}", err=True)
-            sys.exit(1)
-        # Of many lines the first and the last one tell what and why.
-        told = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
-        click.echo(f"ced-edge: unexpected {type(e).__name__}: {told} (--debug shows where)", err=True)
-        sys.exit(1)
+        _print(_message(e, next((arg for arg in arguments if arg in COMMANDS), "")))
+        sys.exit(e.exit_code if isinstance(e, CedEdgeError | click.ClickException) else 1)
+
+
+def _message(error: Exception, command: str) -> str:
+    """One line that names what is wrong and how to mend it."""
+    if isinstance(error, click.ClickException):
+        path = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else ""
+        return " ".join(error.format_message().split()) + (f" ({path} --help)" if path else "")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _missing(error.name, command)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if isinstance(error, CedEdgeError):
+        return " ".join(lines)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+    # Of a long text, the first line usually says what failed, and the last one why.
+    text = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
+    return f"unexpected {type(error).__name__}: {text} (--debug shows where)"
+
+
+def _missing(module: str, command: str) -> str:
+    """How to install a module that could not be found."""
+    top = module.partition(".")[0]
+    if top in PACKAGES:
+        return f"this installation is broken: it lacks {module}; install ced-edge again"
+    package, wanted = top.replace("_", "-"), EXTRAS.get(COMMANDS.get(command, ("", ""))[0].partition(".")[0])
+    extras = _extras(package) or ([wanted] if wanted else [])
+    extra = wanted if wanted in extras else next(iter(extras), None)
+    target = f"'ced-edge[{extra}]'" if extra else package
+    if module != top and importlib.util.find_spec(top):
+        return f"`ced-edge {command}` needs {module}, but the installed {package} lacks it: pip install -U {target}"
+    return f"`ced-edge {command}` needs {package}: pip install {target}"
+
+
+def _extras(package: str) -> list[str]:
+    """The extras of ced-edge that install a package, in the order of pyproject.toml."""
+    import importlib.metadata
+
+    try:
+        lines = importlib.metadata.requires("ced-edge") or []
+    except importlib.metadata.PackageNotFoundError:  # it runs from a folder that was never installed
+        return []
+    # Such as: torch<2.15,>=2.11; extra == "train"
+    matches = [re.match(r"""([\w.-]+)[^;]*;.*\bextra == ["']([\w-]+)""", line) for line in lines]
+    return [m[2] for m in matches if m and m[1].lower().replace("_", "-") in (package, f"{package}-cpu")]

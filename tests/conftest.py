@@ -20,6 +20,19 @@ settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
 
 
+def refused(result: tuple[int, str, str], code: int, *parts: str, printed: bool = False) -> None:
+    """Assert that exit code, a last line on stderr that holds `parts`, and nothing on stdout unless `printed`."""
+    found, out, err = result
+    assert found == code, result
+    assert printed or out == ""
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("ced-edge: "), err
+    assert "Traceback" not in err
+    assert "Usage: " not in err
+    for part in parts:
+        assert part in last
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real audio, teachers and golden outputs that is not part of the repository."""

@@ -1,4 +1,4 @@
-"""`ced-edge tag`, `info` and `listen`: results on stdout, one line for every mistake, and a clean end."""
+"""`ced-edge tag` and `info`: results on stdout, one line for every mistake."""
 
 from __future__ import annotations
 
@@ -7,24 +7,19 @@ import io
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import Call
+from conftest import Call, refused
 from tiny_bundle import shared_bundle
 
 from ced_edge.audio.base import AUDIO_SUFFIXES
 from ced_edge.audio.read import load
 from ced_edge.labels import labels
+from ced_edge.runtime import backends
 from ced_edge.runtime.tagger import Tagger
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -49,17 +44,7 @@ def bundle() -> Path:
     return shared_bundle().folder
 
 
-def refused(result: tuple[int, str, str], code: int, *told: str) -> None:
-    """One line on stderr that holds `told`, and that exit code."""
-    assert result[0] == code, result
-    last = result[2].strip().splitlines()[-1]
-    assert last.startswith("ced-edge: "), result[2]
-    assert "Usage: " not in result[2]
-    for text in told:
-        assert text in last
-
-
-def test_tag_json_is_what_the_tagger_says(call: Call, audio: Path) -> None:
+def test_tag_json_is_what_the_tagger_predicts(call: Call, audio: Path) -> None:
     code, out, err = call("tag", audio, "--bundle", bundle(), "--json", "--top", 3, "--jobs", 2)
     assert (code, err) == (0, "")
     a, b = map(json.loads, out.splitlines())
@@ -104,7 +89,7 @@ def test_tag_threshold(call: Call, audio: Path) -> None:
     assert out.splitlines()[1].split() == ["all", "-"]
 
 
-def test_a_bad_file_is_told_of_and_the_rest_goes_on(call: Call, audio: Path, tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_and_the_others_are_tagged(call: Call, audio: Path, tmp_path: Path) -> None:
     (audio / "bad.wav").write_bytes(b"RIFF of nothing")
     (audio / "empty.ogg").write_bytes(b"")
     soundfile.write(audio / "nan.wav", np.full(9_000, np.nan, np.float32), 16_000, subtype="FLOAT")
@@ -138,60 +123,90 @@ def test_names_that_are_no_files(call: Call, audio: Path) -> None:
     ]
 
 
-def test_the_newest_bundle_of_the_runs(call: Call, audio: Path) -> None:
+def test_without_a_bundle_the_newest_of_the_runs_is_used(
+    call: Call, audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refused(call("tag", audio), 2, "no bundle in runs/*/bundle", "ced-edge export")
+    packaged = shutil.copytree(bundle(), Path("packaged").absolute())
+    monkeypatch.setattr("ced_edge.options.PACKAGED", packaged)
+    code, out, err = call("info")
+    assert (code, out.splitlines()[0].split(), err) == (
+        0, ["bundle", str(packaged)], f"ced-edge: using the bundle {packaged}\n"
+    )  # fmt: skip
     for i, name in enumerate(["old", "new", "other"]):
         folder = Path("runs") / name / "bundle"
         shutil.copytree(bundle(), folder)
         os.utime(folder / "bundle.json", (100 - abs(i - 1), 100 - abs(i - 1)))
-    code, out, _ = call("info", "--json")
-    assert code == 0
+    code, out, err = call("info", "--json")
+    assert (code, err) == (0, "ced-edge: using the bundle runs/new/bundle\n")
     assert call("info")[1].splitlines()[0].split() == ["bundle", "runs/new/bundle"]
+    code, _, err = call("listen", audio / "a.wav", "--json")
+    assert (code, err.splitlines()[0]) == (0, "ced-edge: using the bundle runs/new/bundle")
     assert json.loads(out) == json.loads((bundle() / "bundle.json").read_text())
 
 
 def test_info(call: Call) -> None:
-    code, out, err = call("info", bundle())
+    code, out, err = call("info", "--bundle", bundle())
     assert (code, err) == (0, "")
     for text in ("width 24, 3 heads, 2 blocks", "2 s = 32000 samples at 16000 Hz", "waveform (batch, 32000) float32",
                  "prob (batch, 527)", "24x2-fp32.onnx  fp32", "MB  none", "reference mean_ap      0.5"):  # fmt: skip
         assert text in out
-    refused(call("info", "nowhere"), 2, "no such bundle: nowhere")
+    refused(call("info", "--bundle", "nowhere"), 2, "no such bundle: nowhere")
+    refused(call("info", bundle()), 2, "unexpected extra argument")
 
 
 @pytest.mark.parametrize(
     ("args", "told"),
     [
-        (("--window", 0), "a window of 0 s: give seconds above 0"),
+        (("--window", 0), "'--window': 0.0 is not in the range x>0"),
+        (("--window", "inf"), "'--window': inf is not a finite number"),
         (("--window", 3), "a window of 3 s does not fit"),
         (("--hop", 3), "a hop of 3 s does not fit windows of 2 s"),
-        (("--hop", -1), "a hop of -1 s"),
+        (("--hop", -1), "'--hop': -1.0 is not in the range x>0"),
         (("--kind", "int8"), "has no int8 file: it holds 24x2-fp32.onnx"),
-        (("--runtime", "tflite"), "has no tflite file"),
+        (("--format", "tflite"), "has no tflite file"),
+        (("--runtime", "tflite"), "'tflite' is not one of 'onnxruntime', 'ai-edge-litert', 'tflite-runtime', 'tens"),
+        (("--runtime", "tensorflow"), "tensorflow does not run 24x2-fp32.onnx"),
+        (("--threads", 0), "0 is not in the range x>=1"),
         (("--kind", "int5"), "'int5' is not one of"),
         (("--json", "--csv"), "choose one"),
         (("--plot", "x.png"), "--plot draws one file, not 2"),
         (("--bundle", "nowhere"), "no such bundle: nowhere"),
         (("--top", 0), "0 is not in the range 1<=x<=527"),
         (("--threshold", 2), "2.0 is not in the range"),
-        (("--threshold", "nan"), "Invalid value for '--threshold': nan is no number"),
+        (("--threshold", "nan"), "Invalid value for '--threshold': nan is not a finite number"),
     ],
 )
 def test_tag_refuses(call: Call, audio: Path, args: tuple[object, ...], told: str) -> None:
     given = args if "--bundle" in args else ("--bundle", bundle(), *args)
-    result = call("tag", audio, *given)
-    refused(result, 2, told)
-    assert result[1] == ""
+    refused(call("tag", audio, *given), 2, told)
 
 
-def test_a_broken_bundle_is_told_of_before_any_file_is_read(call: Call, audio: Path, tmp_path: Path) -> None:
+def test_a_broken_bundle_is_reported_before_any_file_is_read(call: Call, audio: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle(), tmp_path / "bundle")
     with (tmp_path / "bundle" / "24x2-fp32.onnx").open("ab") as f:
         f.write(b"\0")
-    for command in (("tag", audio, "--bundle"), ("listen", audio / "a.wav", "--bundle"), ("info",)):
-        result = call(*command, tmp_path / "bundle")
+    for command in (("tag", audio), ("listen", audio / "a.wav"), ("info",)):
+        result = call(*command, "--bundle", tmp_path / "bundle")
         refused(result, 2, "is not the file that was exported")
-        assert (result[1], result[2].count("\n")) == ("", 1)
+        assert result[2].count("\n") == 1
+
+
+def test_the_chosen_runtime_threads_and_kind_reach_every_tagger(
+    call: Call, audio: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[str, int, str | None]] = []
+    real = backends.load_backend
+
+    def load(path: Path, threads: int = 1, runtime: str | None = None) -> backends.Backend:
+        loaded.append((path.name, threads, runtime))
+        return real(path, threads, runtime)
+
+    monkeypatch.setattr("ced_edge.runtime.tagger.load_backend", load)
+    flags = ("--bundle", bundle(), "--runtime", "onnxruntime", "--threads", 2, "--kind", "fp32", "--format", "onnx")
+    assert call("tag", audio, audio, *flags, "--jobs", 2, "--json")[0] == 0
+    assert call("listen", audio / "a.wav", *flags)[0] == 0
+    assert set(loaded) == {("24x2-fp32.onnx", 2, "onnxruntime")}
 
 
 def test_files_of_any_name(call: Call, audio: Path) -> None:
@@ -207,155 +222,3 @@ def test_files_of_any_name(call: Call, audio: Path) -> None:
     assert rows[4][0] == str(paths[1])
     for path in paths:
         assert call("tag", path, "--bundle", bundle(), "--plot", "a.png")[::2] == (0, "")
-
-
-def tones(path: Path) -> Path:
-    """Noise from 2 to 4 s of 6."""
-    wave = np.zeros(6 * 16_000, np.float32)
-    wave[2 * 16_000 : 4 * 16_000] = np.random.default_rng(2).uniform(-0.5, 0.5, 2 * 16_000)
-    soundfile.write(path, wave, 16_000)
-    return path
-
-
-def test_listen_to_a_file_and_to_stdin(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tones(tmp_path / "x.wav")
-    args = ("--bundle", bundle(), "--json", "--top", 2, "--window", 1, "--hop", 0.25, "--on", 0.5, "--off", 0.4)
-    code, out, err = call("listen", path, *args)
-    assert code == 0
-    assert err == "ced-edge: heard 6.0 s in 21 windows\n"
-    lines = list(map(json.loads, out.splitlines()))
-    tags = [x for x in lines if x["type"] == "tags"]
-    assert [x["end_s"] for x in tags] == [1 + i / 4 for i in range(21)]
-    expected = Tagger(bundle()).tag(load(path, 16_000), window_s=1.0, hop_s=0.25)
-    for seen, t in zip(tags, expected, strict=True):
-        assert [x["index"] for x in seen["tags"]] == [label.index for label, _ in t.top(2)]
-    assert {x["type"] for x in lines} == {"tags", "event"}
-    assert all(0 <= x["start_s"] < x["end_s"] <= 6 and x["peak"] >= 0.5 for x in lines if x["type"] == "event")
-
-    raw = (load(path, 16_000) * 32_768).astype("<i2").tobytes()
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
-    code, by_stdin, _ = call("listen", "-", *args)
-    assert code == 0
-    assert by_stdin == out
-    code, events, _ = call("listen", path, *args, "--events")
-    assert [json.loads(x) for x in events.splitlines()] == [x for x in lines if x["type"] == "event"]
-
-
-def test_listen_as_text(call: Call, tmp_path: Path) -> None:
-    path = tones(tmp_path / "x.wav")
-    dog = ("--class", "Dog=0.001/0.001", "--on", 1)
-    code, out, _ = call("listen", path, "--bundle", bundle(), "--top", 1, *dog)
-    assert code == 0
-    assert [line.split()[:3] for line in out.splitlines()][:2] == [["0:00.0", "-", "0:02.0"], ["0:00.5", "-", "0:02.5"]]
-    assert len(out.splitlines()) == 9 + 1  # windows of 2 s every 0.5 s, and an event
-    event = out.splitlines()[-1]
-    assert event.split()[:6] == ["0:00.0", "-", "0:06.0", "Dog", "(at", "most"]
-    code, out, _ = call("listen", path, "--bundle", bundle(), "--events", *dog)
-    assert code == 0
-    assert out.splitlines() == [event]
-
-
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [
-        (("x.wav",), "cannot use x.wav: no such file"),
-        (("-", "--channels", 0), "0 is not in the range"),
-        (("-", "--rate", 0), "0 is not in the range"),
-        (("-", "--top", 528), "528 is not in the range"),
-        (("x.wav", "--threshold", "nan"), "Invalid value for '--threshold': nan is no number"),
-        (("-", "--format", "u8"), "'u8' is not one of 's16le', 'f32le'"),
-        (("x.wav", "--on", 0.1), "on 0.1 and off 0.2: 0 < off <= on <= 1"),
-        (("x.wav", "--smooth", 0), "smoothing over 0 windows"),
-        (("x.wav", "--class", "Dog"), "--class Dog: give NAME=ON/OFF"),
-        (("x.wav", "--class", "Dog=high"), "--class Dog=high: give NAME=ON/OFF"),
-        (("x.wav", "--class", "Unicorn=0.5/0.4"), "unknown label 'Unicorn'"),
-        (("x.wav", "--window", 0), "a window of 0 s"),
-        (("x.wav", "--hop", 5), "a hop of 5 s does not fit"),
-    ],
-)
-def test_listen_refuses(call: Call, args: tuple[object, ...], told: str) -> None:
-    result = call("listen", *args, "--bundle", bundle())
-    refused(result, 2, told)
-    assert result[1] == ""
-
-
-def test_listen_without_a_microphone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sounddevice", None)
-    refused(call("listen", "--bundle", bundle()), 2, "pip install 'ced-edge[mic]'")
-
-
-def test_listen_to_a_stdin_that_is_closed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", None)
-    refused(call("listen", "-", "--bundle", bundle()), 2, "stdin is closed")
-
-
-def test_a_rate_that_cannot_be(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(bytes(1_000))))
-    refused(call("listen", "-", "--rate", 5, "--bundle", bundle()), 2, "a rate of 5 Hz is not between")
-
-
-def test_listen_tells_what_it_heard_before_an_error(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wave = load(tones(tmp_path / "x.wav"), 16_000)
-    wave[50_000] = np.nan
-    soundfile.write(tmp_path / "x.wav", wave, 16_000, subtype="FLOAT")
-    args = ("--bundle", bundle(), "--json", "--on", 0.5, "--off", 0.4)
-    by_file = call("listen", tmp_path / "x.wav", *args)
-    refused(by_file, 2, "the sample at 3.125 s (index 50000) is NaN")
-    assert by_file[2].startswith("ced-edge: heard 3.1 s in 4 windows\n")
-    lines = list(map(json.loads, by_file[1].splitlines()))
-    assert [x["end_s"] for x in lines if x["type"] == "tags"] == [2, 2.5, 3, 3.125]
-    assert lines[-1]["type"] == "event"
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(wave.astype("<f4").tobytes())))
-    assert call("listen", "-", "--format", "f32le", *args) == by_file
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_ends_cleanly_with_the_last_events(tmp_path: Path, number: signal.Signals) -> None:
-    """In a process of its own, whose stdin stays open."""
-    command = [sys.executable, "-m", "ced_edge", "listen", "-", "--bundle", str(bundle()), "--json", "--window", "1"]
-    with subprocess.Popen(
-        [*command, "--on", "0.001", "--off", "0.001"],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdin.write(np.zeros(2 * 16_000, "<i2").tobytes())
-        process.stdin.flush()
-        lines = [process.stdout.readline()]  # it is at work
-        process.send_signal(number)
-        lines += process.stdout.readlines()
-        told = process.stderr.read().decode()
-        assert process.wait() == 0
-        process.stdin.close()
-    seen = [json.loads(line) for line in lines]
-    assert seen[0]["type"] == "tags"
-    assert {x["end_s"] for x in seen if x["type"] == "event"} == {seen[-1]["end_s"]}
-    assert len([x for x in seen if x["type"] == "event"]) > 500  # all classes, at such a threshold
-    assert "Traceback" not in told
-    assert told.startswith("ced-edge: heard ")
-
-
-def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
-    path = tones(tmp_path / "x.wav")
-    command = [
-        sys.executable,
-        "-m",
-        "ced_edge",
-        "listen",
-        str(path),
-        "--bundle",
-        str(bundle()),
-        "--json",
-        "--hop",
-        "0.01",
-    ]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.readline()
-        process.stdout.close()
-        assert b"Traceback" not in process.stderr.read()
-        assert process.wait() == 1

@@ -1,4 +1,4 @@
-"""The subcommands that run a bundle: tag files, listen, and show what is in it."""
+"""The subcommands that run a bundle: `tag` files, `listen` to a stream, and show `info` about the bundle."""
 
 from __future__ import annotations
 
@@ -6,69 +6,62 @@ import contextlib
 import csv
 import io
 import json
-import math
+import logging
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.machine import cores
-from ced_edge.options import FILE, FOLDER, newest_bundle
-from ced_edge.runtime.bundle import FORMATS, KINDS, Bundle, read_bundle
+from ced_edge.options import (
+    FILE,
+    SECONDS,
+    Number,
+    bundle_option,
+    file_options,
+    find_bundle,
+    given_flags,
+    json_option,
+    options,
+    threads_option,
+)
+from ced_edge.runtime.bundle import Bundle, read_bundle
 from ced_edge.spec import N_CLASSES
 
 if TYPE_CHECKING:
     from ced_edge.runtime.listen import ListenStats
-    from ced_edge.runtime.tagger import Tagger
 
-F = TypeVar("F", bound=Callable[..., Any])
+log = logging.getLogger(__name__)
+
 _SHOW_PROGRESS_S = 1.0
 
-
-def _a_number(context: click.Context, option: click.Parameter, value: float) -> float:
-    """A range lets NaN through."""
-    if math.isnan(value):
-        raise click.BadParameter("nan is no number.", context, option)
-    return value
-
-
-def model_options(command: F) -> F:
-    """--bundle, --kind, --runtime, --window, --hop, --top and --threshold."""
-    for option in reversed(
-        [
-            click.option("--bundle", type=FOLDER, help="Folder with a model.  [default: the newest runs/*/bundle]"),
-            click.option("--kind", type=click.Choice(KINDS), help="Arithmetic.  [default: the first there is]"),
-            click.option("--runtime", type=click.Choice(FORMATS), help="ONNX Runtime or TFLite.  [default: the first]"),
-            click.option("--window", "window_s", type=float, help="Seconds heard at once, up to the bundle's."),
-            click.option("--hop", "hop_s", type=float, help="Seconds from one window to the next."),
-            click.option(
-                "--top", type=click.IntRange(1, N_CLASSES), default=5, show_default=True, help="Tags to show."
-            ),
-            click.option(
-                "--threshold",
-                type=click.FloatRange(0, 1),
-                callback=_a_number,
-                default=0.0,
-                help="Least probability to show.",
-            ),
-        ]
-    ):
-        command = option(command)
-    return command
+tagging_options = options(
+    bundle_option,
+    file_options,
+    threads_option,
+    click.option("--window", "window_s", type=SECONDS, help="Length of a window in seconds, at most the bundle's."),
+    click.option("--hop", "hop_s", type=SECONDS, help="Seconds from the start of a window to the start of the next."),
+    click.option("--top", type=click.IntRange(1, N_CLASSES), default=5, show_default=True, help="Tags to show."),
+    click.option(
+        "--threshold", type=Number(0, 1), default=0.0, show_default=True, help="Lowest probability to show, 0 to 1."
+    ),
+)
+"""What `tag` and `listen` have in common."""
 
 
 @click.command()
-@click.argument("bundle", required=False, type=FOLDER)
-@click.option("--json", "as_json", is_flag=True, help="The manifest as JSON.")
+@bundle_option
+@json_option("Print bundle.json.")
 def info(bundle: Path | None, as_json: bool) -> None:
-    """Show what a bundle (the newest under runs/, if none is given) holds, after checking every file of it."""
-    read = read_bundle(bundle or newest_bundle())
+    """Show what a bundle holds, after checking every file of it."""
+    read = read_bundle(find_bundle(bundle))
     click.echo(json.dumps(read.to_dict(), indent=1) if as_json else _info_text(read))
 
 
@@ -92,23 +85,16 @@ def _info_text(b: Bundle) -> str:
     return "\n".join([*(f"{name:22} {value}" for name, value in rows), "", *files])
 
 
-def load_tagger(bundle: Path | None, kind: str | None, runtime: str | None, threads: int = 1) -> Tagger:
-    """The tagger that `model_options` ask for."""
-    from ced_edge.runtime.tagger import Tagger
-
-    return Tagger(bundle or newest_bundle(), kind=kind, format=runtime, threads=threads)
-
-
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=FILE)
-@model_options
+@tagging_options
 @click.option("--jobs", type=click.IntRange(1), help="Files at a time.  [default: one per core]")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object per file and line.")
-@click.option("--csv", "as_csv", is_flag=True, help="CSV: a row per window and tag.")
+@json_option("Print one JSON object per file, each on a line.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV: a row per window and tag.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="PNG of one file: spectrogram above a timeline of its top tags.",
+    help="PNG to write for one file: its spectrogram above a timeline of its top tags.",
 )
 def tag(
     files: tuple[Path, ...],
@@ -120,39 +106,43 @@ def tag(
     as_json: bool,
     as_csv: bool,
     plot: Path | None,
-    **model: Any,
+    bundle: Path | None,
+    threads: int,
+    **file: str | None,
 ) -> None:
-    """Tag audio files of any format, rate and length; folders are walked.
+    """Tag audio files of any format, rate and length. In a folder, all audio files are tagged.
 
-    A long file is heard in windows of --window seconds every --hop seconds (by default the bundle's window, one after
-    the other), and tagged as a whole by their mean. A file or folder that cannot be used is told of, the rest goes on,
-    and the exit code is 1.
+    A long file is cut into windows of --window seconds, one every --hop seconds (by default windows of the bundle's
+    length, without overlap). The tags of the whole file are the mean over its windows. A file that cannot be used is
+    reported on stderr and skipped, and the exit code is then 1.
     """
     from ced_edge.figures import require_matplotlib
     from ced_edge.runtime.plot import plot_tags
     from ced_edge.runtime.tag_files import tag_files, walk
+    from ced_edge.runtime.tagger import Tagger
 
     if as_json and as_csv:
         raise InputError("--json and --csv: choose one")
+    # A name such as --plot dog.wav would overwrite the recording.
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InputError(f"--plot {plot} writes a PNG: give it a name that ends in .png")
     unread: list[OSError] = []
     paths = walk(files, unread.append)
     for error in unread:
-        click.echo(f"ced-edge: cannot read the folder {error.filename}: {error.strerror}", err=True)
+        log.error("cannot read the folder %s: %s", error.filename, error.strerror)
     if plot is not None:
         require_matplotlib("--plot")
         if len(paths) != 1:
             raise InputError(f"--plot draws one file, not {len(paths)}")
-        if plot.suffix.lower() != ".png":
-            raise InputError(f"--plot {plot} writes a PNG: give it a name that ends in .png")
-    tagger = load_tagger(**model)
+    tagger = Tagger(find_bundle(bundle), threads=threads, **file)
     bad = 0
     write = _csv_writer(top, threshold) if as_csv else _writer(as_json, top, threshold)
     with _progress() as progress:
-        for done in tag_files(tagger, paths, window_s, hop_s, jobs or cores(), progress):
+        for done in tag_files(tagger, paths, window_s, hop_s, jobs or max(1, cores() // threads), progress):
             progress(None)
             if done.error is not None:
                 bad += 1
-                click.echo(f"ced-edge: {done.error}", err=True)
+                log.error("%s", done.error)
                 continue
             write(done)
             if plot is not None:
@@ -163,7 +153,7 @@ def tag(
 
 
 def _writer(as_json: bool, top: int, threshold: float) -> Callable[[Any], None]:
-    """Writes what became of a file as text, or as a line of JSON."""
+    """A function that prints the tags of a file as text, or as a line of JSON."""
     from ced_edge.runtime.show import clock, tag_dicts, tag_text
     from ced_edge.runtime.tagger import Tags, mean_probs
 
@@ -184,7 +174,7 @@ def _writer(as_json: bool, top: int, threshold: float) -> Callable[[Any], None]:
 
 
 def _csv_writer(top: int, threshold: float) -> Callable[[Any], None]:
-    """Writes what became of a file as rows of CSV."""
+    """A function that prints the tags of a file as rows of CSV."""
 
     def put(*row: object) -> None:
         line = io.StringIO()
@@ -202,8 +192,11 @@ def _csv_writer(top: int, threshold: float) -> Callable[[Any], None]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[float | None], None]]:
-    """A bar on a terminal's stderr once it takes long: call it with the share done, or None to make room for a line."""
-    begun, shown, bar = time.monotonic(), 0, None
+    """A bar on the terminal's stderr, from the first second on.
+
+    Yields a function to call with the share that is done, or with None before another line is printed.
+    """
+    start, shown, bar = time.monotonic(), 0, None
     with contextlib.ExitStack() as at_exit:
 
         def update(share: float | None) -> None:
@@ -211,7 +204,7 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
             if share is None:
                 if bar is not None:
                     click.echo("\r\x1b[K", nl=False, err=True)
-            elif sys.stderr.isatty() and time.monotonic() - begun > _SHOW_PROGRESS_S:
+            elif sys.stderr.isatty() and time.monotonic() - start > _SHOW_PROGRESS_S:
                 if bar is None:
                     bar = at_exit.enter_context(click.progressbar(length=1_000, file=sys.stderr))
                 bar.update(round(1_000 * share) - shown)
@@ -222,19 +215,48 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
 
 @click.command()
 @click.argument("source", required=False)
-@model_options
-@click.option("--rate", "rate_hz", type=click.IntRange(1), default=16_000, show_default=True, help="Of raw PCM, in Hz.")
-@click.option("--channels", type=click.IntRange(1, 64), default=1, show_default=True, help="Of raw PCM.")
-@click.option("--format", "pcm_format", type=click.Choice(["s16le", "f32le"]), default="s16le", help="Of raw PCM.")
-@click.option("--device", help="Microphone, by name or number.")
-@click.option("--json", "as_json", is_flag=True, help="A JSON object per line: tags of each window, and events.")
-@click.option("--events", "events_only", is_flag=True, help="Events with start and end alone, not every window.")
-@click.option("--on", type=float, default=0.4, show_default=True, help="Probability that makes an event.")
-@click.option("--off", type=float, default=0.2, show_default=True, help="Probability below which it ends.")
-@click.option("--class", "classes", multiple=True, metavar="NAME=ON/OFF", help="Thresholds of one class; repeat.")
-@click.option("--min-duration", "min_duration_s", type=float, default=0.0, help="Seconds; shorter events are left out.")
-@click.option("--smooth", type=int, default=1, show_default=True, help="Windows whose mean is taken for events.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@tagging_options
+@click.option(
+    "--rate",
+    "rate_hz",
+    type=click.IntRange(MIN_RATE_HZ, MAX_RATE_HZ),
+    default=16_000,
+    show_default=True,
+    help="Sample rate of raw PCM in Hz.",
+)
+@click.option(
+    "--channels", type=click.IntRange(1, 64), default=1, show_default=True, help="Channels of raw PCM, interleaved."
+)
+@click.option(
+    "--pcm-format",
+    type=click.Choice(["s16le", "f32le"]),
+    default="s16le",
+    show_default=True,
+    help="Sample format of raw PCM: 16-bit integers or 32-bit floats.",
+)
+@click.option("--microphone", help="Name or number of the microphone.  [default: the system's]")
+@json_option("Print JSON objects, one on a line: the tags of each window, and events.")
+@click.option("--events", "events_only", is_flag=True, help="Print events only, not every window.")
+@click.option("--on", type=Number(0, 1), default=0.4, show_default=True, help="Probability at which an event begins.")
+@click.option("--off", type=Number(0, 1), default=0.2, show_default=True, help="Probability below which it ends.")
+@click.option(
+    "--class", "classes", multiple=True, metavar="NAME=ON/OFF", help="--on and --off of a single class; repeat."
+)
+@click.option(
+    "--min-duration",
+    "min_duration_s",
+    type=Number(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds; shorter events are not reported.",
+)
+@click.option(
+    "--smooth",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Windows to average before events are found.",
+)
 def listen(
     source: str | None,
     window_s: float | None,
@@ -248,13 +270,18 @@ def listen(
     classes: tuple[str, ...],
     min_duration_s: float,
     smooth: int,
+    bundle: Path | None,
+    kind: str | None,
+    format: str | None,
+    runtime: str | None,
     threads: int,
-    **options: Any,
+    **source_options: Any,
 ) -> None:
     """Tag the microphone, a file, or raw PCM on stdin (SOURCE `-`) live, and find events.
 
-    By default windows of 2 s every 0.5 s. A machine that is too slow for a live source skips windows, and says how
-    many. A file is heard whole, and so is a pipe that runs ahead of the clock. Ctrl-C ends the last events, and stops.
+    The default is windows of 2 s, one every 0.5 s. If the machine is too slow for a live source, windows are skipped,
+    and their number is reported. Of a file, no window is skipped, nor of a pipe that is faster than real time.
+    Ctrl-C reports the events that have not ended yet, and stops.
 
     \b
     arecord -t raw -f S16_LE -r 48000 -c 2 | ced-edge listen - --rate 48000 --channels 2
@@ -263,41 +290,52 @@ def listen(
     from ced_edge.runtime.listen import ListenStats
     from ced_edge.runtime.listen import listen as run
     from ced_edge.runtime.show import show_in
-    from ced_edge.runtime.tagger import StreamingTagger
+    from ced_edge.runtime.tagger import StreamingTagger, Tagger
 
+    _check_source_flags(source)
     rule = EventRule(on, off, min_duration_s, smooth, dict(map(_thresholds, classes)))
-    tagger = load_tagger(options.pop("bundle"), options.pop("kind"), options.pop("runtime"), threads)
+    tagger = Tagger(find_bundle(bundle), kind, format, threads=threads, runtime=runtime)
     window_s = min(2.0, tagger.bundle.window_s) if window_s is None else window_s
     stream = StreamingTagger(tagger, window_s, min(0.5, window_s) if hop_s is None else hop_s)
     events = Events(rule, tagger.bundle.spec.n_classes)
     show = show_in(as_json, sys.stdout.isatty(), top, threshold, events_only)
-    heard = ListenStats()
-    with _until_signal() as stopped, contextlib.closing(_source(source, **options)) as opened:
+    stats = ListenStats()
+    with _until_signal() as stopped, contextlib.closing(_source(source, **source_options)) as opened:
         try:
-            run(opened, stream, events, show, stopped, heard)
+            run(opened, stream, events, show, stopped, stats)
         except CedEdgeError:
-            if heard.windows:
-                _summarise(heard, opened)
+            if stats.windows:
+                _summarise(stats, opened)
             raise
-    _summarise(heard, opened)
+    _summarise(stats, opened)
 
 
-def _summarise(heard: ListenStats, source: Any) -> None:
-    told = f"heard {heard.seconds:.1f} s in {heard.windows} windows"
-    if heard.skipped:
-        told += f"; skipped {heard.skipped}: this machine is too slow for this hop"
+def _summarise(stats: ListenStats, source: Any) -> None:
+    text = f"tagged {stats.seconds:.1f} s in {stats.windows} windows"
+    if stats.skipped:
+        text += f"; skipped {stats.skipped}: this machine is too slow for this hop"
     if lost := getattr(source, "overflows", 0):
-        told += f"; samples were lost {lost} times"
-    click.echo(f"ced-edge: {told}", err=True)
+        text += f"; samples were lost {lost} times"
+    log.info("%s", text)
 
 
-def _source(source: str | None, rate_hz: int, channels: int, pcm_format: str, device: str | None) -> Any:
+def _check_source_flags(source: str | None) -> None:
+    """Raise InputError for flags of another kind of source: without effect, they would hide a mistake."""
+    for flags, kind, used in (
+        (("rate_hz", "channels", "pcm_format"), "raw PCM on stdin (SOURCE -)", source == "-"),
+        (("microphone",), "the microphone (no SOURCE)", source is None),
+    ):
+        if not used and (given := given_flags(flags)):
+            raise InputError(f"{', '.join(given)} has an effect on {kind} only: leave it out")
+
+
+def _source(source: str | None, rate_hz: int, channels: int, pcm_format: str, microphone: str | None) -> Any:
     from ced_edge.audio.sources import FileSource, PcmSource
 
     if source is None:
         from ced_edge.audio.microphone import Microphone
 
-        return Microphone(device)
+        return Microphone(microphone)
     if source == "-":
         if sys.stdin is None:
             raise InputError("stdin is closed: pipe raw PCM into it, or name a file")
@@ -319,17 +357,17 @@ def _thresholds(text: str) -> tuple[int, tuple[float, float]]:
 
 @contextlib.contextmanager
 def _until_signal() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C (or a SIGTERM) has come. The second one does not wait."""
-    told = threading.Event()
+    """Yields a function that is true after Ctrl-C or SIGTERM. A second one stops the program at once."""
+    stopped = threading.Event()
 
     def handle(number: int, frame: Any) -> None:
-        if told.is_set():
+        if stopped.is_set():
             raise KeyboardInterrupt
-        told.set()
+        stopped.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told.is_set
+        yield stopped.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,0 +1,186 @@
+"""`ced-edge listen`: tags and events on stdout, one line for every mistake, and a clean end."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import Call, refused
+from tiny_bundle import shared_bundle
+
+from ced_edge.audio.read import load
+from ced_edge.runtime.tagger import Tagger
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty folder."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def bundle() -> Path:
+    return shared_bundle().folder
+
+
+def tones(path: Path) -> Path:
+    """Noise from 2 to 4 s of 6."""
+    wave = np.zeros(6 * 16_000, np.float32)
+    wave[2 * 16_000 : 4 * 16_000] = np.random.default_rng(2).uniform(-0.5, 0.5, 2 * 16_000)
+    soundfile.write(path, wave, 16_000)
+    return path
+
+
+def test_listen_to_a_file_and_to_stdin(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tones(tmp_path / "x.wav")
+    args = ("--bundle", bundle(), "--json", "--top", 2, "--window", 1, "--hop", 0.25, "--on", 0.5, "--off", 0.4)
+    code, out, err = call("listen", path, *args)
+    assert code == 0
+    assert err == "ced-edge: tagged 6.0 s in 21 windows\n"
+    lines = list(map(json.loads, out.splitlines()))
+    tags = [x for x in lines if x["type"] == "tags"]
+    assert [x["end_s"] for x in tags] == [1 + i / 4 for i in range(21)]
+    expected = Tagger(bundle()).tag(load(path, 16_000), window_s=1.0, hop_s=0.25)
+    for seen, t in zip(tags, expected, strict=True):
+        assert [x["index"] for x in seen["tags"]] == [label.index for label, _ in t.top(2)]
+    assert {x["type"] for x in lines} == {"tags", "event"}
+    assert all(0 <= x["start_s"] < x["end_s"] <= 6 and x["peak"] >= 0.5 for x in lines if x["type"] == "event")
+
+    raw = (load(path, 16_000) * 32_768).astype("<i2").tobytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
+    code, by_stdin, _ = call("listen", "-", *args)
+    assert code == 0
+    assert by_stdin == out
+    code, events, _ = call("listen", path, *args, "--events")
+    assert [json.loads(x) for x in events.splitlines()] == [x for x in lines if x["type"] == "event"]
+
+
+def test_listen_as_text(call: Call, tmp_path: Path) -> None:
+    path = tones(tmp_path / "x.wav")
+    dog = ("--class", "Dog=0.001/0.001", "--on", 1)
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--top", 1, *dog)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()][:2] == [["0:00.0", "-", "0:02.0"], ["0:00.5", "-", "0:02.5"]]
+    assert len(out.splitlines()) == 9 + 1  # windows of 2 s every 0.5 s, and an event
+    event = out.splitlines()[-1]
+    assert event.split()[:6] == ["0:00.0", "-", "0:06.0", "Dog", "(at", "most"]
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--events", *dog)
+    assert code == 0
+    assert out.splitlines() == [event]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("x.wav",), "cannot use x.wav: no such file"),
+        (("-", "--channels", 0), "0 is not in the range"),
+        (("-", "--rate", 0), "0 is not in the range 1000<=x<=1000000"),
+        (("-", "--rate", 5), "5 is not in the range 1000<=x<=1000000"),
+        (("-", "--top", 528), "528 is not in the range"),
+        (("x.wav", "--threshold", "nan"), "Invalid value for '--threshold': nan is not a finite number"),
+        (("-", "--pcm-format", "u8"), "'u8' is not one of 's16le', 'f32le'"),
+        (("-", "--format", "s16le"), "'s16le' is not one of 'onnx', 'tflite'"),
+        (("--device", "0"), "No such option '--device'"),
+        (("x.wav", "--rate", 48_000), "--rate has an effect on raw PCM on stdin (SOURCE -) only: leave it out"),
+        (("--channels", 2, "--pcm-format", "f32le"), "--channels, --pcm-format has an effect on raw PCM"),
+        (("-", "--microphone", 0), "--microphone has an effect on the microphone (no SOURCE) only"),
+        (("x.wav", "--on", 0.1), "on 0.1 and off 0.2: 0 < off <= on <= 1"),
+        (("x.wav", "--on", "nan"), "nan is not a finite number"),
+        (("x.wav", "--min-duration", -1), "-1.0 is not in the range x>=0"),
+        (("x.wav", "--smooth", 0), "0 is not in the range x>=1"),
+        (("x.wav", "--class", "Dog"), "--class Dog: give NAME=ON/OFF"),
+        (("x.wav", "--class", "Dog=high"), "--class Dog=high: give NAME=ON/OFF"),
+        (("x.wav", "--class", "Unicorn=0.5/0.4"), "unknown label 'Unicorn'"),
+        (("x.wav", "--window", 0), "0.0 is not in the range x>0"),
+        (("x.wav", "--hop", 5), "a hop of 5 s does not fit"),
+    ],
+)
+def test_listen_refuses(call: Call, args: tuple[object, ...], told: str) -> None:
+    refused(call("listen", *args, "--bundle", bundle()), 2, told)
+
+
+def test_listen_without_a_microphone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    refused(call("listen", "--bundle", bundle()), 2, "pip install 'ced-edge[mic]'")
+
+
+def test_listen_to_a_stdin_that_is_closed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    refused(call("listen", "-", "--bundle", bundle()), 2, "stdin is closed")
+
+
+def test_what_was_tagged_before_an_error_is_reported(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = load(tones(tmp_path / "x.wav"), 16_000)
+    wave[50_000] = np.nan
+    soundfile.write(tmp_path / "x.wav", wave, 16_000, subtype="FLOAT")
+    args = ("--bundle", bundle(), "--json", "--on", 0.5, "--off", 0.4)
+    by_file = call("listen", tmp_path / "x.wav", *args)
+    refused(by_file, 2, "the sample at 3.125 s (index 50000) is NaN", printed=True)
+    assert by_file[2].startswith("ced-edge: tagged 3.1 s in 4 windows\n")
+    lines = list(map(json.loads, by_file[1].splitlines()))
+    assert [x["end_s"] for x in lines if x["type"] == "tags"] == [2, 2.5, 3, 3.125]
+    assert lines[-1]["type"] == "event"
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(wave.astype("<f4").tobytes())))
+    assert call("listen", "-", "--pcm-format", "f32le", *args) == by_file
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_ends_cleanly_with_the_last_events(tmp_path: Path, number: signal.Signals) -> None:
+    """In a process of its own, whose stdin stays open."""
+    command = [sys.executable, "-m", "ced_edge", "listen", "-", "--bundle", str(bundle()), "--json", "--window", "1"]
+    with subprocess.Popen(
+        [*command, "--on", "0.001", "--off", "0.001"],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(np.zeros(2 * 16_000, "<i2").tobytes())
+        process.stdin.flush()
+        lines = [process.stdout.readline()]  # it is at work
+        process.send_signal(number)
+        lines += process.stdout.readlines()
+        told = process.stderr.read().decode()
+        assert process.wait() == 0
+        process.stdin.close()
+    seen = [json.loads(line) for line in lines]
+    assert seen[0]["type"] == "tags"
+    assert {x["end_s"] for x in seen if x["type"] == "event"} == {seen[-1]["end_s"]}
+    assert len([x for x in seen if x["type"] == "event"]) > 500  # all classes, at such a threshold
+    assert "Traceback" not in told
+    assert told.startswith("ced-edge: tagged ")
+
+
+def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
+    path = tones(tmp_path / "x.wav")
+    command = [
+        sys.executable,
+        "-m",
+        "ced_edge",
+        "listen",
+        str(path),
+        "--bundle",
+        str(bundle()),
+        "--json",
+        "--hop",
+        "0.01",
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait() == 1
