@@ -39,10 +39,11 @@ from distill.devices import has_fast_bf16
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
 from distill.progress import say
-from distill.teachers import TeacherSpec, load_teachers, parse_teachers
 from distill.teachers.base import Teacher
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
 from distill.teachers.mobilenet import HEAD_WIDTH, MobileNet
+from distill.teachers.spec import TeacherSpec, parse_teachers
 from distill.teaching.store import Store, TopK
 from distill.teaching.teach import Job, teach
 from distill.teaching.views import ViewRecipe

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distill.packing.shards import Pack, read_shard
-from distill.teachers import load_teachers, parse_teachers
+from distill.packing.shards import Pack, ShardReader
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.spec import parse_teachers
 from distill.teaching.store import Store, TopK, dequantise, quantise
-from distill.teaching.views import ViewRecipe, clip_rms, draw, render
+from distill.teaching.views import ViewRecipe, draw, render
 from distill.training.losses import top_k_kl
 
 Float32 = NDArray[np.float32]
@@ -55,15 +56,13 @@ class Row:
 
 def predict(pack: Pack, shard: int, recipe: ViewRecipe, ensemble: Ensemble, batch: int = 16) -> Float32:
     """The ensemble's probabilities of a shard's views in epoch 0: (clips, 527)."""
-    clips = read_shard(pack, pack.shards[shard])
-    ids, waves = [c.id for c in clips], [c.wave for c in clips]
-    rms = [clip_rms(w) for w in waves]
-    parts = []
-    for start in range(0, len(clips), batch):
-        views = (draw(recipe, 0, i, ids) for i in range(start, min(start + batch, len(clips))))
-        waves_now = torch.from_numpy(np.stack([render(view, waves, rms, pack.rate_hz) for view in views]))
-        parts.append(ensemble(waves_now).numpy())
-    return np.concatenate(parts)
+    loaded = ShardReader(pack).load(pack.shards[shard])
+    n, probs = len(loaded.ids), []
+    for start in range(0, n, batch):
+        views = (draw(recipe, 0, i, loaded.ids) for i in range(start, min(start + batch, n)))
+        waves = [render(view, loaded.waves, loaded.rms, pack.rate_hz) for view in views]
+        probs.append(ensemble(torch.from_numpy(np.stack(waves))).numpy())
+    return np.concatenate(probs)
 
 
 def bernoulli_kl(p: Float32, q: Float32) -> float:

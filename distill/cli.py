@@ -27,7 +27,7 @@ from distill.options import (
     view_recipe,
 )
 from distill.packing.pack import PackConfig
-from distill.progress import download, say
+from distill.progress import download, say, stage
 from distill.training.config import PretrainConfig, TrainConfig
 
 
@@ -45,9 +45,11 @@ def pack(
     data: tuple[Path, ...], split: str | None, audio_root: Path | None, out: Path, as_json: bool, **config: Any
 ) -> None:
     """Pack audio (manifests, AudioSet segment lists, folders) into WebDataset shards of FLAC."""
-    from distill.pipeline import run_pack
+    from distill.packing.pack import pack as run
 
-    shards = run_pack(read_clips(data, split, audio_root), out, PackConfig(**config))
+    clips = read_clips(data, split, audio_root)
+    with stage("pack", len(clips)) as progress:
+        shards = run(clips, out, PackConfig(**config), progress)
     result = {
         "clips": shards.clips,
         "hours": shards.seconds / 3600,
@@ -109,7 +111,7 @@ def teach(
     from distill.packing.shards import Pack
     from distill.pipeline import run_teach
     from distill.processes import rank_and_world, run_lock
-    from distill.teachers import parse_teachers
+    from distill.teachers.spec import parse_teachers
     from distill.teaching.store import Store
     from distill.teaching.teach import teach_labels
 
@@ -212,7 +214,7 @@ def evaluate(
 
     from ced_edge.network.checkpoint import find_checkpoint
     from distill.evaluation.comparison import evaluate_student, evaluate_teachers, show_models
-    from distill.teachers import parse_teachers
+    from distill.teachers.spec import parse_teachers
 
     asked = bool(teacher or teachers_toml)
     if checkpoint is None and (out or not asked):
@@ -296,7 +298,7 @@ def distill(
     """
     from distill import pipeline
     from distill.evaluation.comparison import show
-    from distill.teachers import parse_teachers
+    from distill.teachers.spec import parse_teachers
 
     packing = PackConfig(clips_per_shard=clips_per_shard, strict=strict)
     if not data:

@@ -29,8 +29,9 @@ from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
 from distill.processes import rank_and_world
 from distill.progress import TrainingBar, stage
-from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.spec import TeacherSpec
 from distill.teaching.store import Store
 from distill.teaching.teach import Job, teach, units
 from distill.teaching.views import ViewRecipe
@@ -70,8 +71,8 @@ def run_all(plan: Plan) -> dict[str, Any]:
     """
     check(plan)
     with folder_lock(plan.run):
-        with _timed(plan.run, "pack"):
-            shards = run_pack(plan.clips, plan.run / "pack", plan.pack)
+        with _timed(plan.run, "pack"), stage("pack", len(plan.clips)) as progress:
+            shards = pack(plan.clips, plan.run / "pack", plan.pack, progress)
         batches_per_pass(shards, plan.train.batch, max(1, plan.train.workers))  # refuses before hours of teaching
         with _timed(plan.run, "teach"):
             store = run_teach(shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device)
@@ -109,12 +110,6 @@ def check(plan: Plan) -> None:
     Ensemble(load_teachers(plan.teachers), plan.pack.rate_hz)
     if plan.eval_clips and not any(clip.labels for clip in plan.eval_clips):
         raise InputError("no clip to evaluate on has labels: give manifests with a `labels` column as --eval-data")
-
-
-def run_pack(clips: Sequence[Clip], out: Path, config: PackConfig) -> Pack:
-    """Stage 1: audio files -> shards."""
-    with stage("pack", len(clips)) as progress:
-        return pack(clips, out, config, progress)
 
 
 def run_teach(

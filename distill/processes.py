@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ced_edge.errors import CedEdgeError
 from ced_edge.files import folder_lock
@@ -25,25 +25,31 @@ Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def pool_of(workers: int) -> Iterator[Pool]:
-    """A pool of that many processes, and none for one. What is queued is dropped when the block is left by an error."""
+def pool_of(workers: int, start: Callable[..., None] | None = None, *args: Any) -> Iterator[Pool]:
+    """A pool of that many processes, and none for one. What is queued is dropped when the block is left by an error.
+
+    Each process calls `start(*args)` once. It must not raise: its error would be lost.
+    """
     if workers == 1:
         yield None
         return
     # Spawned, not forked: a fork of a process with threads (torch, a progress bar) may hang.
-    pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    context = multiprocessing.get_context("spawn")
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker, (start, *args))
     try:
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker() -> None:
+def _start_worker(start: Callable[..., None] | None, *args: Any) -> None:
     """Ctrl-C is the parent's to handle; and when the parent was killed, do not wait for it forever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Decoders in C remark on every odd header on stderr, across the progress bar. Errors come back as exceptions.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    if start is not None:
+        start(*args)
 
 
 def _exit_with_parent() -> None:

@@ -124,7 +124,7 @@ def test_asked_twice_nothing_is_done_again(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("done again")
 
-    monkeypatch.setattr(teach.TeachWorker, "answer", work)
+    monkeypatch.setattr(teach.TeachWorker, "predict", work)
     monkeypatch.setattr(comparison, "evaluate", work)
     monkeypatch.setattr(comparison, "evaluate_tagger", work)
     monkeypatch.setattr(CED, "forward", work)

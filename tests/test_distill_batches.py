@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tiny_run import RATE_HZ, RECIPE, make_pack, make_store
 
 from ced_edge.errors import InputError
-from distill.packing.shards import Pack, Shard, read_shard
+from distill.packing import shards as shard_reader
+from distill.packing.shards import Pack, Shard, clip_rms, read_shard
 from distill.teaching.store import CLEAN_EPOCH, Store
-from distill.teaching.views import ViewRecipe, clip_rms, draw, render
+from distill.teaching.views import ViewRecipe, draw, render
 from distill.training import batches as dataset
 from distill.training.batches import Batch, Batches, TrainingData, batches_per_pass, loader
 from distill.training.config import TrainConfig
@@ -212,7 +213,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(shard.name)
         return read_shard(pack, shard)
 
-    monkeypatch.setattr(dataset, "read_shard", read)
+    monkeypatch.setattr(shard_reader, "read_shard", read)
     return names
 
 
@@ -274,7 +275,7 @@ def test_a_pack_of_another_rate_is_resampled(stream: TrainingData) -> None:
 
 
 def shards_of(*sizes: int) -> Pack:
-    shards = [Shard(f"s{i}", f"/s{i}", n, 0.0, "") for i, n in enumerate(sizes)]
+    shards = [Shard(f"s{i}", n, 0.0, "") for i, n in enumerate(sizes)]
     return Pack("", RATE_HZ, shards, sum(sizes), 0.0, 0, "")
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from ced_edge.errors import InputError
 from ced_edge.files import read_toml
 from distill.options import config_options, parse_windows, read_config, view_recipe
-from distill.teachers import parse_teachers
+from distill.teachers.spec import parse_teachers
 from distill.teaching.views import ViewRecipe
 from distill.training.config import PretrainConfig, TrainConfig
 

@@ -16,7 +16,7 @@ from ced_edge.labels import index_of
 from distill.demo import teachers as demo_teachers
 from distill.demo.synth import write_dataset
 from distill.demo.teachers import TRAININGS, Training, augment, new_cnn, new_transformer, read_examples, shorter
-from distill.teachers import load_teacher
+from distill.teachers.load import load_teacher
 
 
 @pytest.fixture(scope="module")

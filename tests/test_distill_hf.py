@@ -17,8 +17,9 @@ from ced_edge.labels import labels
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
-from distill.teachers import TeacherSpec, load_teacher
 from distill.teachers.hf import label_indices
+from distill.teachers.load import load_teacher
+from distill.teachers.spec import TeacherSpec
 
 SMALL = ModelSpec(width=48, heads=3, depth=2)
 

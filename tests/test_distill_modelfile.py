@@ -10,7 +10,8 @@ import torch
 
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.labels import labels
-from distill.teachers import TeacherSpec, load_teacher
+from distill.teachers.load import load_teacher
+from distill.teachers.spec import TeacherSpec
 from distill.teachers.yamnet import PATCH_SAMPLES, YamnetFrontEnd
 
 onnx = pytest.importorskip("onnx", reason="onnx writes the model files of these tests")

@@ -17,7 +17,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from distill.cli import teachers
 from distill.teachers import registry
-from distill.teachers.registry import KnownTeacher, download, fetch, known
+from distill.teachers.registry import KnownTeacher, download, fetch, known_teachers
 
 BODY = bytes(range(256)) * 4_000
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -46,9 +46,9 @@ def server() -> Iterator[str]:
 
 
 def test_table() -> None:
-    names = [t.name for t in known()]
+    names = [t.name for t in known_teachers()]
     assert len(set(names)) == len(names)
-    for teacher in known():
+    for teacher in known_teachers():
         assert teacher.url.startswith("https://")
         assert teacher.licence in ("MIT", "Apache-2.0", "BSD-3-Clause")
         assert teacher.mean_ap is None or 20 < teacher.mean_ap < 60

@@ -246,7 +246,7 @@ def test_missing_answers_and_missing_store(tmp_path: Path) -> None:
 def test_wrong_number_of_clips(tmp_path: Path) -> None:
     store = store_at(tmp_path)
     store.write(0, SHARD, TopK.top_k(realistic(4), 20))
-    with pytest.raises(InputError, match="not 5 answers"):
+    with pytest.raises(InputError, match="4 predictions, not 5"):
         store.read(0, SHARD, 5)
 
 

@@ -22,8 +22,9 @@ from ced_edge.errors import CedEdgeError, InputError
 from distill.devices import local_device
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack, read_shard
-from distill.teachers import TeacherSpec, load_teachers, parse_teachers
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.spec import TeacherSpec, parse_teachers
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.teach import Job, teach, teach_labels, units
 from distill.teaching.views import INT16_SCALE, ViewRecipe
@@ -207,10 +208,10 @@ def test_nan_is_an_error(packed: Pack, listener: Listener, tmp_path: Path, monke
 
 
 def test_damaged_shard_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path: Path) -> None:
-    shard = dataclasses.replace(packed.shards[0], path=str(tmp_path / "empty.tar"))
-    Path(shard.path).write_bytes(b"")
-    broken = dataclasses.replace(packed, shards=[shard])
-    with pytest.raises(InputError, match=r"empty\.tar"):
+    name = packed.shards[0].name
+    (tmp_path / name).write_bytes(b"")
+    broken = dataclasses.replace(packed, location=str(tmp_path), shards=packed.shards[:1])
+    with pytest.raises(InputError, match=rf"{tmp_path}/{name} is damaged"):
         teach(job_for(broken, teacher, tmp_path / "store"))
     assert list(files(tmp_path / "store")) == ["store.json"]
 

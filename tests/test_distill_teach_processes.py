@@ -17,7 +17,7 @@ import pytest
 from tiny_teach import RECIPE, files, job_for, make_pack, make_teacher
 
 from distill.packing.shards import Pack
-from distill.teachers import TeacherSpec
+from distill.teachers.spec import TeacherSpec
 from distill.teaching.teach import Job, teach
 
 ROOT = Path(__file__).resolve().parents[1]

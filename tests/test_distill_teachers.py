@@ -19,9 +19,9 @@ from ced_edge.errors import InputError
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
-from distill.teachers import Teacher, TeacherSpec, load_teacher, load_teachers, parse_teachers
-from distill.teachers.base import window_starts
+from distill.teachers.base import Teacher, window_starts
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teacher, load_teachers
 from distill.teachers.mobilenet import (
     MobileNet,
     MobileNetTeacher,
@@ -30,6 +30,7 @@ from distill.teachers.mobilenet import (
     load_mobilenet,
     scaled,
 )
+from distill.teachers.spec import TeacherSpec, parse_teachers
 
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
 

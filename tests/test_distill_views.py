@@ -18,7 +18,8 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from ced_edge.errors import InputError
-from distill.teaching.views import INT16_SCALE, Source, View, ViewRecipe, clip_rms, draw, render, window
+from distill.packing.shards import INT16_SCALE, clip_rms
+from distill.teaching.views import Source, View, ViewRecipe, draw, render, window
 
 RATE_HZ = 16_000
 IDS = tuple(f"clip-{i}.wav" for i in range(12))

@@ -12,14 +12,15 @@ import pytest
 
 from ced_edge.cli import cli
 from ced_edge.errors import CedEdgeError
+from ced_edge.proof.bounds import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "students").glob("*/README.md"))]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
 FOLDERS = "ced_edge|distill|export|docs|runs|benchmarks|interop|students|tests|android_demo"
-MADE_BY_RUNS = re.compile(r"runs/(\*|NAME|[\w-]+)/")
-"""Files that a run writes. Everything else under runs/ is a script or a recipe of the repository."""
+MADE_BY_RUNS = re.compile(r"runs/(\*|NAME|[\w-]+)(/|$)")
+"""Folders that runs write. The scripts and recipes of the repository lie in runs/ itself and have a suffix."""
 
 
 def rel(path: Path) -> str:
@@ -157,3 +158,10 @@ def test_the_ratio_of_the_readme_is_that_of_the_table() -> None:
     results = (ROOT / "docs" / "results.md").read_text()
     assert f"**tiny-int8.tflite** | 6.23 | 14.3 | **{claimed}**" in results
     assert "benchmarks/vs_sherpa_onnx.py" in results
+
+
+def test_the_guide_has_the_bounds_of_the_code() -> None:
+    rows = re.findall(r"^\| (fp32|int8|int8-static) \| (.+) \|$", (ROOT / "docs" / "guide.md").read_text(), re.M)
+    written = {kind: [float(cell) for cell in cells.split(" | ")] for kind, cells in rows}
+    names = ("max_drop", "max_class_drop", "max_error", "max_noise", "min_top1")
+    assert written == {kind: [getattr(bounds, name) for name in names] for kind, bounds in DEFAULTS.items()}

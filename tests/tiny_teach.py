@@ -16,8 +16,9 @@ from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
-from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.spec import TeacherSpec
 from distill.teaching.store import Store
 from distill.teaching.teach import Job
 from distill.teaching.views import ViewRecipe

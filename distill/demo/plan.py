@@ -12,7 +12,7 @@ from distill.demo.teachers import train_demo_teachers
 from distill.packing.pack import PackConfig
 from distill.pipeline import Plan
 from distill.progress import say, stage
-from distill.teachers import parse_teachers
+from distill.teachers.spec import parse_teachers
 from distill.teaching.views import ViewRecipe
 from distill.training.config import TrainConfig
 

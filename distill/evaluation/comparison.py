@@ -14,8 +14,9 @@ from ced_edge.errors import InputError
 from ced_edge.network.checkpoint import load_model
 from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
 from distill.progress import stage
-from distill.teachers import TeacherSpec, load_teachers
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.spec import TeacherSpec
 
 _LAST = {"ensemble": 1, "student": 2}
 """Rows of the table below the teachers'."""

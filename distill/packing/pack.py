@@ -13,8 +13,8 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import shutil
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -24,10 +24,12 @@ from ced_edge.audio.clips import Clip
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import atomic_path, folder_lock, read_json, sha256_file, sha256_json, write_json
 from distill.packing.pieces import Encoded, PackConfig, Piece, cut, encode, probe
-from distill.packing.shards import FORMAT, INDEX_NAME, Pack
+from distill.packing.shards import FORMAT, INDEX_NAME, MAX_JSON_BYTES, MAX_SHARD_SAMPLES, MAX_SHARDS, Pack
 from distill.processes import Pool, in_order, pool_of
 
 __all__ = ["PackConfig", "Progress", "pack"]
+
+log = logging.getLogger(__name__)
 
 REJECTED_NAME = "rejected.csv"
 _WORK_NAME = ".work"  # what a run that is not finished needs to go on; gone when index.json is there
@@ -120,6 +122,10 @@ def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progres
         else:
             pieces += cut(clip, length, config)
     _check_ids([p.id for p in pieces] or [""])
+    for p in pieces:
+        # One character takes up to 12 bytes in JSON, one label 5. The reader refuses more than MAX_JSON_BYTES.
+        if 12 * (len(p.id) + len(p.clip.group or "")) + 5 * len(p.clip.labels or ()) > MAX_JSON_BYTES - 100:
+            raise InputError(f"clip {p.id[:80]!r}... has a name, group or list of labels too long to be packed")
     # By hash rather than by a random generator: the same on every machine and Python, in any order of the manifest.
     pieces.sort(key=lambda p: hashlib.sha256(f"{config.seed}:{p.id}".encode()).digest())
     return pieces, rejects
@@ -131,6 +137,8 @@ def _write_shards(
     """Write the shards that are not there yet, add to `rejects`, and return the names of all without suffix."""
     size = config.clips_per_shard
     units = {f"shard-{i // size:06d}": pieces[i : i + size] for i in range(0, len(pieces), size)}
+    if len(units) > MAX_SHARDS:
+        raise InputError(f"{len(units)} shards are more than {MAX_SHARDS}: choose a larger --clips-per-shard")
     todo = {name: unit for name, unit in units.items() if not _is_written(out, name, unit)}
     report(sum(p.counts for name, unit in units.items() if name not in todo for p in unit))
     jobs = ((unit[i : i + _CHUNK], config) for unit in todo.values() for i in range(0, len(unit), _CHUNK))
@@ -164,7 +172,7 @@ def _write_shard(out: Path, name: str, pairs: Iterable[tuple[Piece, Encoded]], r
     number = name.removeprefix("shard-")
     rows: list[tuple[Any, ...]] = []
     rejects: list[_Reject] = []
-    tar_path = out / f"{name}.tar"
+    samples, tar_path = 0, out / f"{name}.tar"
     with atomic_path(tar_path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for piece, encoded in pairs:
             if encoded.reason is not None:
@@ -172,6 +180,9 @@ def _write_shard(out: Path, name: str, pairs: Iterable[tuple[Piece, Encoded]], r
                 continue
             key, clip = f"{number}-{len(rows):06d}", piece.clip
             fields = {"id": piece.id, "labels": clip.labels, "group": clip.group, "samples": encoded.samples}
+            samples += encoded.samples
+            if samples > MAX_SHARD_SAMPLES:
+                raise InputError(f"{tar_path} is too long to be held in memory: choose a smaller --clips-per-shard")
             _add(tar, f"{key}.flac", encoded.flac)
             _add(tar, f"{key}.json", json.dumps(fields).encode())
             tags = ";".join(map(str, clip.labels or ()))
@@ -205,14 +216,14 @@ def _write_index(out: Path, identity: dict[str, Any], names: Sequence[str], reje
 
 
 def _report_rejects(out: Path, strict: bool) -> None:
-    """Say how many were rejected, and why. Raises CedEdgeError with `strict`."""
+    """Warn of how many were rejected, and why. Raises CedEdgeError with `strict`."""
     reasons = collections.Counter(row["reason"] for row in _read_table(out / REJECTED_NAME))
     if reasons:
-        told = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
-        text = f"rejected {reasons.total()} clips ({told}): see {out / REJECTED_NAME}"
+        counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+        text = f"rejected {reasons.total()} clips ({counts}): see {out / REJECTED_NAME}"
         if strict:
             raise CedEdgeError(text)
-        print(text, file=sys.stderr)
+        log.warning(text)
 
 
 def _rejects_path(out: Path, name: str) -> Path:

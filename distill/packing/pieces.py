@@ -14,9 +14,9 @@ import numpy as np
 import soundfile
 
 from ced_edge.arrays import Float32, Int16
-from ced_edge.audio import read as audio
 from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
-from ced_edge.audio.clips import Clip
+from ced_edge.audio.clips import Clip, load_clip
+from ced_edge.audio.read import duration_s
 from ced_edge.errors import InputError
 
 _FULL_SCALE = 32_768
@@ -86,7 +86,7 @@ def probe(clips: Sequence[Clip]) -> list[float | str]:
 
     def length(clip: Clip) -> float | str:
         try:
-            return audio.duration_s(clip.path)
+            return duration_s(clip.path)
         except AudioError as e:
             return e.reason
 
@@ -117,13 +117,12 @@ def encode(job: tuple[Sequence[Piece], PackConfig]) -> list[Encoded]:
 
 def _encode_one(piece: Piece, config: PackConfig) -> Encoded:
     try:
-        wave = audio.load(piece.clip.path, config.rate_hz, piece.start_s, piece.stop_s)
+        part = dataclasses.replace(piece.clip, start_s=piece.start_s, stop_s=piece.stop_s)
+        wave = load_clip(part, config.rate_hz)
     except AudioError as e:
         return Encoded(reason=e.reason)
     if len(wave) < config.min_s * config.rate_hz:
         return Encoded(reason="too short")
-    if not np.isfinite(wave).all():
-        return Encoded(reason="NaN or infinite samples")
     if np.abs(wave).max() <= 10.0 ** (config.silence_dbfs / 20.0):
         return Encoded(reason="silent")
     buffer = io.BytesIO()

@@ -1,35 +1,50 @@
-"""Reading a pack: tar shards of FLAC in the WebDataset layout, from a folder or a URL, always front to back."""
+"""Reading a pack: tar shards of FLAC in the WebDataset layout, always front to back.
+
+A pack may come from a stranger. Every name, count and size in it is checked before it is used, so that no file of a
+pack can name a path outside the pack, or take more memory than the index announces.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import json
+import math
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import soundfile
 
 from ced_edge.arrays import Int16
+from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
 from ced_edge.errors import InputError
 from ced_edge.files import sha256_json
+from ced_edge.spec import N_CLASSES
+from distill.packing.location import join, open_file
 
 INDEX_NAME = "index.json"
 FORMAT = 1
+SHARD_NAME = re.compile(r"shard-[0-9]{6}\.tar")
+MAX_SHARDS = 100_000
+MAX_SHARD_SAMPLES = 1 << 31
+"""4 GiB of 16-bit samples, 37 hours at 16 kHz. A shard is in memory as a whole."""
+MAX_JSON_BYTES = 1 << 16
+"""Of the description of one clip."""
+INT16_SCALE = np.float32(1.0 / 32768.0)
+"""int16 sample -> [-1, 1)."""
+_MAX_INDEX_BYTES = 1 << 25
 _MEND = "fetch it again, or pack into a new folder"
-_URL_PREFIXES = ("http://", "https://", "pipe:")
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar file of a pack. `path` is a file's path or a URL; `sha256` is that of the tar."""
+    """One tar file of a pack; `sha256` is that of the tar."""
 
     name: str
-    path: str
     clips: int
     seconds: float
     sha256: str
@@ -46,11 +61,22 @@ class PackedClip:
 
 
 @dataclass(frozen=True)
+class LoadedShard:
+    """A shard in memory, as views are made from it: its clips in order, without their labels."""
+
+    shard: Shard
+    ids: list[str]
+    waves: list[Int16]
+    rms: list[float]
+    """Of each whole clip, in [0, 1]."""
+
+
+@dataclass(frozen=True)
 class Pack:
-    """A finished pack, as its `index.json` tells."""
+    """A finished pack, as its `index.json` describes it."""
 
     location: str
-    """Folder, or URL of the folder (`http://`, `https://`, or `pipe:COMMAND` to which `/NAME` is appended)."""
+    """Folder, or the address of a folder: `http://`, `https://`, `s3://` or `gs://`."""
     rate_hz: int
     shards: list[Shard]
     clips: int
@@ -61,119 +87,147 @@ class Pack:
 
     @classmethod
     def open(cls, location: Path | str) -> Pack:
-        """Read the index of a pack. Raises InputError when there is none, or it is damaged."""
+        """Read the index of a pack. Raises InputError when there is none, or it is damaged or made to do harm."""
         where = str(location)
-        with _stream(_join(where, INDEX_NAME), "run `ced-edge pack` to its end") as f:
-            text = f.read()
+        with open_file(where, INDEX_NAME, "run `ced-edge pack` to its end", _MAX_INDEX_BYTES) as f:
+            text = b"".join(f.blocks())
         try:
             index = json.loads(text)
             if index["format"] != FORMAT:
                 raise InputError(f"{where} is a pack of format {index['format']}, this program reads {FORMAT}")
-            shards = [
-                Shard(s["name"], _join(where, s["name"]), int(s["clips"]), float(s["seconds"]), s["sha256"])
-                for s in index["shards"]
-            ]
-            totals = (int(index["clips"]), float(index["seconds"]), int(index["rejected"]))
-            return cls(where, int(index["rate_hz"]), shards, *totals, sha256_json([s.sha256 for s in shards]))
-        except (ValueError, KeyError, TypeError) as e:
-            raise InputError(f"{_join(where, INDEX_NAME)} is no index of a pack: {_MEND}") from e
+            rate_hz, rejected = _whole(index["rate_hz"], MIN_RATE_HZ, MAX_RATE_HZ), _whole(index["rejected"])
+            if not 1 <= len(index["shards"]) <= MAX_SHARDS:
+                raise ValueError(f"{len(index['shards'])} shards")
+            shards = [_shard(fields, rate_hz) for fields in index["shards"]]
+            if len({shard.name for shard in shards}) < len(shards):
+                raise ValueError("two shards have one name")
+        except (ValueError, KeyError, TypeError, RecursionError) as e:  # RecursionError: brackets, thousands deep
+            raise InputError(f"{join(where, INDEX_NAME)} is no index of a pack ({e}): {_MEND}") from e
+        clips, seconds = sum(s.clips for s in shards), sum(s.seconds for s in shards)
+        return cls(where, rate_hz, shards, clips, seconds, rejected, sha256_json([s.sha256 for s in shards]))
 
 
-def read_shard(pack: Pack, shard: Shard, check: bool = True) -> list[PackedClip]:
-    """All clips of a shard in the order of the tar. Raises InputError when the shard is damaged."""
-    return list(iter_shard(pack, shard, check))
+def _whole(value: Any, low: int = 0, high: int = 1 << 53) -> int:
+    """A whole number within bounds. Raises ValueError."""
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{value!r} is no whole number from {low} to {high}")
+    return value
 
 
-def iter_shard(pack: Pack, shard: Shard, check: bool = True) -> Iterator[PackedClip]:
-    """The clips of a shard one by one, reading the tar front to back.
+def _shard(fields: dict[str, Any], rate_hz: int) -> Shard:
+    """A shard as the index describes it. Raises ValueError, KeyError or TypeError."""
+    name, seconds, sha256 = fields["name"], float(fields["seconds"]), fields["sha256"]
+    # The name becomes part of a path here, in the store and in messages, so it is held to the one that `pack` writes.
+    if not SHARD_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a shard")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"{name} has no SHA-256")
+    if not 1 <= seconds * rate_hz <= MAX_SHARD_SAMPLES:
+        raise ValueError(f"{name} of {seconds} seconds")
+    return Shard(name, _whole(fields["clips"], 1, MAX_SHARD_SAMPLES), seconds, sha256)
 
-    Raises InputError naming the shard when it is missing, truncated or damaged; with `check` also when its
-    SHA-256 is not the index's, which shows only at the end.
+
+def read_shard(pack: Pack, shard: Shard) -> list[PackedClip]:
+    """All clips of a shard in the order of the tar.
+
+    Raises InputError naming the shard when it is missing, cut short or damaged, or not what the index says.
     """
-    count = 0
-    with _stream(shard.path, _MEND) as f:
-        hashing = _HashingReader(f)
+    left = round(shard.seconds * pack.rate_hz)  # samples that the index announces and that were not read yet
+    clips: list[PackedClip] = []
+    with open_file(pack.location, shard.name, _MEND, most_bytes(shard.clips, left)) as f:
         try:
-            with tarfile.open(fileobj=cast(BinaryIO, hashing), mode="r|") as tar:
-                for flac, fields in _samples(tar):
-                    clip = _clip(flac, fields, pack.rate_hz)
-                    count += 1
-                    yield clip
-            hashing.drain()
-        except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, soundfile.SoundFileError) as e:
-            raise _broken(shard, f"is damaged or cut short ({e})") from e
-    if count != shard.clips:
-        raise _broken(shard, f"holds {count} clips where the index says {shard.clips}")
-    if check and hashing.hexdigest() != shard.sha256:
-        raise _broken(shard, "does not have the SHA-256 of the index")
+            # "r|" reads front to back without a seek, as a web server sends it.
+            with tarfile.open(fileobj=cast(BinaryIO, f), mode="r|") as tar:
+                for flac, fields in _members(tar, left):
+                    if len(clips) == shard.clips:
+                        raise ValueError(f"more than the {shard.clips} clips of the index")
+                    clips.append(_clip(flac, fields, pack.rate_hz, left))
+                    left -= len(clips[-1].wave)
+            for _ in f.blocks():  # tarfile stops at the first empty header, the SHA-256 is of the whole file
+                pass
+        except (*_DAMAGE, soundfile.SoundFileError) as e:
+            raise _broken(pack, shard, f"is damaged or cut short ({e})") from e
+    if len(clips) != shard.clips or left:
+        seconds = shard.seconds - left / pack.rate_hz
+        expected = f"{shard.clips} clips, {shard.seconds:g} s"
+        raise _broken(pack, shard, f"holds {len(clips)} clips, {seconds:g} s, where the index says {expected}")
+    if f.sha256() != shard.sha256:
+        raise _broken(pack, shard, "does not have the SHA-256 of the index")
+    return clips
 
 
-def _broken(shard: Shard, what: str) -> InputError:
-    return InputError(f"{shard.path} {what}: {_MEND}")
+_DAMAGE = (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, RecursionError)
+"""What reading a damaged tar or JSON may raise; RecursionError from headers or brackets nested thousands deep."""
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(flac, json fields) of each key; the two members of a key follow one another."""
+def _broken(pack: Pack, shard: Shard, what: str) -> InputError:
+    return InputError(f"{join(pack.location, shard.name)} {what}: {_MEND}")
+
+
+def most_bytes(clips: int, samples: int) -> int:
+    """More bytes than a tar of so many clips and samples can have: FLAC of noise takes 2 bytes per sample."""
+    return 2 * samples + samples // 4 + clips * 2 * MAX_JSON_BYTES + (1 << 20)
+
+
+def _members(tar: tarfile.TarFile, samples: int) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(flac, json fields) of each key; the two members of a key follow one another. Raises ValueError."""
     flac: tuple[str, bytes] | None = None
     for member in tar:
-        file = tar.extractfile(member)
-        if file is None:
-            continue
         key, _, suffix = member.name.partition(".")
+        bound = {"flac": most_bytes(1, samples), "json": MAX_JSON_BYTES}.get(suffix, -1)
+        # A link, a sparse file or a member of another kind is none that `pack` writes.
+        if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size <= bound:
+            raise ValueError(f"{member.name[:80]!r} of {member.size} bytes does not belong here")
+        file = tar.extractfile(member)
+        data = file.read() if file else b""
         if suffix == "flac":
-            flac = (key, file.read())
-        elif suffix == "json":
-            if flac is None or flac[0] != key:
-                raise ValueError(f"{member.name} has no audio before it")
-            yield flac[1], json.loads(file.read())
+            flac = (key, data)
+        elif flac is None or flac[0] != key:
+            raise ValueError(f"{member.name} has no audio before it")
+        else:
+            yield flac[1], json.loads(data)
             flac = None
 
 
-def _clip(flac: bytes, fields: dict[str, Any], rate_hz: int) -> PackedClip:
-    wave, rate = soundfile.read(io.BytesIO(flac), dtype="int16")
-    if rate != rate_hz or wave.ndim != 1 or len(wave) != fields["samples"]:
-        raise ValueError(f"clip {fields['id']!r} is not as its description says")
-    tags = None if fields["labels"] is None else tuple(int(i) for i in fields["labels"])
-    return PackedClip(fields["id"], tags, fields["group"], wave)
+def _clip(flac: bytes, fields: dict[str, Any], rate_hz: int, most_samples: int) -> PackedClip:
+    """One clip, its description compared with its FLAC header before a sample is decoded. Raises ValueError."""
+    name, labels, group = fields["id"], fields["labels"], fields["group"]
+    samples = _whole(fields["samples"], 1, most_samples)
+    if not isinstance(name, str) or not isinstance(group, str | None):
+        raise ValueError("a clip's id or group is no text")
+    if labels is not None:
+        labels = tuple(_whole(label, 0, N_CLASSES - 1) for label in labels)
+    if not flac.startswith(b"fLaC"):  # libsndfile would try its other, less common formats
+        raise ValueError(f"clip {name!r} is no FLAC")
+    with soundfile.SoundFile(io.BytesIO(flac)) as f:
+        # First the header: a few bytes of FLAC can decode to hours of silence.
+        if (f.format, f.subtype, f.channels, f.samplerate, f.frames) != ("FLAC", "PCM_16", 1, rate_hz, samples):
+            raise ValueError(f"clip {name!r} is not as its description says")
+        wave = f.read(dtype="int16")
+    if len(wave) != samples:
+        raise ValueError(f"clip {name!r} ends early")
+    return PackedClip(name, labels, group, wave)
 
 
-class _HashingReader:
-    """A read-only stream that hashes what passes through it."""
-
-    def __init__(self, f: BinaryIO) -> None:
-        self._f, self._hash = f, hashlib.sha256()
-
-    def read(self, size: int = -1) -> bytes:
-        block = self._f.read(size)
-        self._hash.update(block)
-        return block
-
-    def drain(self) -> None:
-        """Read on to the end: tarfile stops at the first empty header."""
-        while self.read(1 << 20):
-            pass
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+def clip_rms(wave: Int16) -> float:
+    """Root mean square of a whole clip, in [0, 1]."""
+    # Squares of int16 add up exactly in float64, so the sum does not depend on the machine's order of summation.
+    x = wave.astype(np.float64)
+    return math.sqrt(float(np.mean(x * x))) * float(INT16_SCALE) if len(wave) else 0.0
 
 
-def _join(where: str, name: str) -> str:
-    return f"{where.rstrip('/')}/{name}" if where.startswith(_URL_PREFIXES) else str(Path(where) / name)
+@dataclass
+class ShardReader:
+    """Loads the shards of a pack and keeps the last one, as all epochs of a shard are usually wanted together."""
 
+    pack: Pack
+    _last: LoadedShard | None = None
 
-@contextlib.contextmanager
-def _stream(path: str, mend: str) -> Iterator[BinaryIO]:
-    """A file or URL opened for reading front to back. Raises InputError with `mend` when it cannot be read."""
-    try:
-        if path.startswith(_URL_PREFIXES):
-            from webdataset.gopen import gopen  # pulls in torch, so only where it is needed
-
-            with contextlib.closing(gopen(path, "rb")) as remote:
-                yield remote
-        else:
-            with Path(path).open("rb") as f:
-                yield f
-    except FileNotFoundError as e:
-        raise InputError(f"no such file: {path}; {mend}") from e
-    except OSError as e:
-        raise InputError(f"cannot read {path} ({e}): {mend}") from e
+    def load(self, shard: Shard) -> LoadedShard:
+        """A shard and the RMS of its clips. Raises InputError when it is missing or damaged."""
+        if self._last is None or self._last.shard != shard:
+            self._last = None  # free it first: one shard at a time in memory
+            clips = read_shard(self.pack, shard)
+            waves = [clip.wave for clip in clips]
+            self._last = LoadedShard(shard, [clip.id for clip in clips], waves, [clip_rms(wave) for wave in waves])
+        return self._last

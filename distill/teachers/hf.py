@@ -38,7 +38,9 @@ class HuggingFaceTeacher:
         self.device = device
         transformers = _transformers(name)
         with _one_line(folder):
-            self._features: Any = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            self._features: Any = transformers.AutoFeatureExtractor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             model, info = transformers.AutoModelForAudioClassification.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
@@ -92,9 +94,8 @@ def label_indices(id2label: Mapping[int, str], name: str) -> NDArray[np.int64]:
     return indices
 
 
-def load_hf(source: str, name: str, device: torch.device, sha256: str | None = None) -> Teacher:
-    """A teacher from a folder with config.json, from a run's folder, or from the hub by its id (owner/name)."""
-    folder = Path(source) if Path(source).is_dir() else download(source)
+def load_hf(folder: Path, name: str, device: torch.device, sha256: str | None = None) -> Teacher:
+    """A teacher from a folder with config.json, or from a run's folder. Raises InputError."""
     if not (folder / "config.json").is_file():
         from ced_edge.network.checkpoint import find_checkpoint
 

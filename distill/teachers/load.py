@@ -1,11 +1,9 @@
-"""Finding out what a teacher file is, and reading teacher lists: `name=path` options and TOML files."""
+"""Loading a teacher: what kind it is follows from what its file or folder holds."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +11,13 @@ import torch
 from torch import Tensor
 
 from ced_edge.errors import InputError, first_line
-from ced_edge.files import read_toml, sha256_file
+from ced_edge.files import sha256_file
 from distill.devices import teacher_device
 from distill.teachers import mobilenet
 from distill.teachers.base import Teacher
+from distill.teachers.spec import CHECKPOINTS, MODEL_FILES, TeacherSpec, default_name
 
-CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-MODEL_FILES = (".tflite", ".onnx")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """One teacher as the user names it."""
-
-    name: str
-    source: str
-    """A file, a folder with config.json, a run's folder, or a Hugging Face id (owner/name)."""
-    sha256: str | None = None
-    """Refuse the file unless it has this hash."""
-    class_map: Path | None = None
-    """TFLite and ONNX: CSV with columns index and mid. None: look beside the model."""
-    rate_hz: int | None = None
-    """TFLite and ONNX: sample rate of the waveform the file takes; 16 kHz where not said."""
-    output: str | None = None
-    """TFLite and ONNX: `prob` (default) or `logits`."""
 
 
 def load_teacher(source: str | Path | TeacherSpec, name: str | None = None, device: str = "cpu") -> Teacher:
@@ -45,13 +25,13 @@ def load_teacher(source: str | Path | TeacherSpec, name: str | None = None, devi
 
     Raises InputError in one line: no such file, a corrupted file, an unknown architecture, another hash.
     """
-    spec = source if isinstance(source, TeacherSpec) else TeacherSpec(name or _default_name(str(source)), str(source))
+    spec = source if isinstance(source, TeacherSpec) else TeacherSpec(name or default_name(str(source)), str(source))
     torch_device = teacher_device(device)
-    path = _find(spec.source)
+    path = find_local(spec.source)
     if path is None or path.is_dir():
-        from distill.teachers.hf import load_hf
+        from distill.teachers.hf import download, load_hf
 
-        return load_hf(spec.source, spec.name, torch_device, spec.sha256)
+        return load_hf(path or download(spec.source), spec.name, torch_device, spec.sha256)
     digest = sha256_file(path)
     if spec.sha256 and digest != spec.sha256.lower():
         raise InputError(f"{path} has sha256 {digest}, not {spec.sha256}: it is another file, or damaged")
@@ -103,75 +83,19 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _default_name(source: str) -> str:
-    path = Path(source)
-    return path.stem if path.suffix in (*CHECKPOINTS, *MODEL_FILES) else path.name
+def find_local(source: str) -> Path | None:
+    """The file or folder of that name; None for the id of a model on the Hugging Face hub.
 
-
-def _find(source: str) -> Path | None:
-    """The file or folder of that name; None for the id of a model on the Hugging Face hub."""
-    path = Path(source).expanduser()
+    Raises InputError when there is none and the name cannot be an id.
+    """
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as e:  # ~somebody, who has no account here
+        raise InputError(f"no such teacher: {source}: {e}") from e
     if path.exists():
         return path
-    # owner/name, but not a path whose folder is there: that is a misspelt file.
-    if HUB_ID.fullmatch(source) and path.suffix not in (*CHECKPOINTS, *MODEL_FILES) and not path.parent.is_dir():
+    is_path = source.startswith(("~", "/", ".")) or path.suffix in (*CHECKPOINTS, *MODEL_FILES)
+    # A name whose first part is a folder here is a misspelt path rather than the id of a hub's model.
+    if HUB_ID.fullmatch(source) and not is_path and not path.parent.is_dir():
         return None
-    raise InputError(f"no such teacher: {source}: give a file, a folder or a Hugging Face id (owner/name)")
-
-
-def parse_teachers(options: Sequence[str], toml: Path | None = None) -> list[TeacherSpec]:
-    """Teachers of `--teacher name=path` (or just `path`) options and of a `--teachers file.toml`, in that order.
-
-    The TOML file has one table per teacher; relative paths in it are relative to the file:
-
-        [teachers.yamnet]
-        source = "yamnet.tflite"
-        class_map = "yamnet_class_map.csv"
-
-    Raises InputError: no teacher at all, a name twice, an unknown key, a wrong type.
-    """
-    specs = [_parse_option(option) for option in options]
-    if toml is not None:
-        specs += _toml_teachers(toml)
-    if not specs:
-        raise InputError("no teacher: give --teacher name=path, once or more, or --teachers file.toml")
-    names = [spec.name for spec in specs]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"two teachers are named {name}: write --teacher other-name=path")
-    return specs
-
-
-def _parse_option(option: str) -> TeacherSpec:
-    name, equals, source = option.partition("=")
-    if not equals or "/" in name:
-        name, source = "", option
-    if not source:
-        raise InputError(f"--teacher {option!r} names no file: write name=path")
-    return TeacherSpec(name or _default_name(source), source)
-
-
-def _toml_teachers(path: Path) -> list[TeacherSpec]:
-    tables = read_toml(path)
-    teachers = tables.pop("teachers", None)
-    if tables or not isinstance(teachers, dict) or not all(isinstance(t, dict) for t in teachers.values()):
-        raise InputError(f"{path} must hold tables [teachers.<name>] and nothing else")
-    return [_toml_teacher(path, name, table) for name, table in teachers.items()]
-
-
-def _toml_teacher(path: Path, name: str, table: dict[str, Any]) -> TeacherSpec:
-    types = {f.name: int if f.name == "rate_hz" else str for f in dataclasses.fields(TeacherSpec) if f.name != "name"}
-    for key, value in table.items():
-        if key not in types:
-            raise InputError(f"{path}: teacher {name} has an unknown key {key!r}: choose from {', '.join(types)}")
-        if type(value) is not types[key]:
-            raise InputError(f"{path}: teacher {name}: {key} must be {types[key].__name__}, not {value!r}")
-    if "source" not in table:
-        raise InputError(f"{path}: teacher {name} has no source")
-    fields = dict(table)
-    beside = path.parent / fields["source"]
-    if beside.exists():
-        fields["source"] = str(beside)
-    if "class_map" in fields:
-        fields["class_map"] = path.parent / fields["class_map"]
-    return TeacherSpec(name, **fields)
+    raise InputError(f"no such teacher: {path}: give a file, a folder or a Hugging Face id (owner/name)")

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from ced_edge import __version__
 from ced_edge.arrays import Bools, Float32, UInt8
 from ced_edge.errors import InputError
-from ced_edge.files import atomic_path, read_json, sha256_json, write_json
+from ced_edge.files import atomic_path, path_inside, read_json, sha256_json, write_json
 from ced_edge.spec import N_CLASSES
+from distill.teaching import parquet
 from distill.teaching.views import ViewRecipe
 
 CLEAN_EPOCH = -1
@@ -156,7 +157,9 @@ class Store:
 
     def file(self, epoch: int, shard: str) -> Path:
         """The path of one file of answers."""
-        return self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}") / f"{shard}.parquet"
+        # The shard's name was read from a pack, and must not lead out of the store.
+        folder = self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}")
+        return path_inside(folder, f"{shard}.parquet")
 
     def write(self, epoch: int, shard: str, answers: TopK) -> None:
         """Write one file of answers, whole or not at all. The same answers always give the same bytes.
@@ -200,7 +203,7 @@ class Store:
         if not file.exists():
             return False
         try:
-            metadata = pq.read_metadata(file).metadata or {}
+            metadata = parquet.read_layout(file).metadata
         except _BROKEN as e:
             raise _broken(file, e) from e
         if metadata.get(b"digest") != self.digest(epoch, shard).encode():
@@ -213,7 +216,8 @@ class Store:
         if not self.done(epoch, shard):
             raise InputError(f"{file} is missing: `ced-edge teach` has not finished this store")
         try:
-            with pq.ParquetFile(file, page_checksum_verification=True) as f:
+            data = pa.BufferReader(self._read_bytes(file, clips))
+            with pq.ParquetFile(data, page_checksum_verification=True) as f:
                 table = f.read()
             index = table["index"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint16)
             value = table["value"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint8)
@@ -223,6 +227,19 @@ class Store:
         if not len(index) == len(value) == len(tail) == clips or index.max(initial=0) >= N_CLASSES:
             raise _broken(file, f"not {clips} answers over {N_CLASSES} classes")
         return TopK(index, dequantise(value), tail)
+
+    def _read_bytes(self, file: Path, clips: int) -> bytes:
+        """The bytes of a file. Raises ValueError, before anything is unpacked, if they are no table of `clips` rows."""
+        # A row takes 6 + 3 K bytes. The rest is for what Parquet adds: levels, page headers, a footer.
+        most, size = clips * (16 + 8 * self.k) + (1 << 17), file.stat().st_size
+        if size > most:
+            raise ValueError(f"{size} bytes are too many for {clips} predictions")
+        data, layout = file.read_bytes(), parquet.read_layout(file)
+        if layout.rows != clips:
+            raise ValueError(f"{layout.rows} predictions, not {clips}")
+        if (unpacked := parquet.unpacked_bytes(data, layout)) > most:
+            raise ValueError(f"{unpacked} bytes when unpacked are too many for {clips} predictions")
+        return data
 
     def bytes(self) -> int:
         """Size of all files of the store."""
@@ -240,7 +257,7 @@ def _fixed(values: NDArray[Any], kind: pa.DataType, k: int) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), k)
 
 
-_BROKEN = (pa.ArrowException, OSError, KeyError, ValueError, AttributeError)
+_BROKEN = (pa.ArrowException, OSError, AttributeError, *parquet.BROKEN)
 """What reading a damaged Parquet file may raise."""
 
 

@@ -20,9 +20,8 @@ from ced_edge.arrays import Float32, Int16
 from ced_edge.errors import InputError
 from ced_edge.files import sha256_json
 from ced_edge.frontend import hz_to_mel, mel_to_hz
+from distill.packing.shards import INT16_SCALE
 
-INT16_SCALE = np.float32(1.0 / 32768.0)
-"""int16 sample -> [-1, 1)."""
 MEL_AXIS_HZ = 8_000.0
 """Top of the mel axis that frequency masks are drawn on: the student's, whatever the rate of the audio."""
 
@@ -213,10 +212,3 @@ def render(view: View, waves: Sequence[Int16], rms: Sequence[float], rate_hz: in
     peak = float(np.abs(out).max()) * abs(gain)
     out *= np.float32(gain / max(1.0, peak))
     return out
-
-
-def clip_rms(wave: Int16) -> float:
-    """Root mean square of a whole clip, in [0, 1]."""
-    # Squares of int16 add up exactly in float64, so the sum does not hang on the machine's order of summation.
-    x = wave.astype(np.float64)
-    return math.sqrt(float(np.mean(x * x))) * float(INT16_SCALE) if len(wave) else 0.0

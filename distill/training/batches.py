@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from ced_edge.arrays import Bools, Float32, Int16
+from ced_edge.arrays import Bools, Float32
 from ced_edge.errors import CedEdgeError, InputError
-from distill.packing.shards import Pack, Shard, read_shard
+from distill.packing.shards import LoadedShard, Pack, ShardReader
 from distill.teaching.store import CLEAN_EPOCH, Store
-from distill.teaching.views import ViewRecipe, clip_rms, draw, render
+from distill.teaching.views import ViewRecipe, draw, render
 
 
 class Batch(NamedTuple):
@@ -80,19 +80,6 @@ def batches_per_pass(pack: Pack, batch: int, readers: int) -> int:
     return per_reader // batch
 
 
-@dataclass
-class LoadedShard:
-    """The shard in memory and its answers for one epoch."""
-
-    shard: Shard
-    epoch: int
-    ids: list[str]
-    waves: list[Int16]
-    rms: list[float]
-    target: Float32
-    kept: Bools
-
-
 class Batches(IterableDataset[Batch]):
     """Batches in order, from number `first` on, without end. Batch number k is a pure function of k.
 
@@ -104,7 +91,8 @@ class Batches(IterableDataset[Batch]):
 
     def __init__(self, stream: TrainingData, first: int = 0) -> None:
         self.stream, self.first = stream, first
-        self._loaded: LoadedShard | None = None
+        self._shards = ShardReader(stream.pack)
+        self._stored: tuple[str, int, Float32, Bools] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         stream, first = self.stream, self.first
@@ -129,31 +117,26 @@ class Batches(IterableDataset[Batch]):
             yield Batch(wave, target, kept)
 
     def _view(self, stream: TrainingData, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
-        now = self._load(stream, stream.pack.shards[shard], epoch)
+        now = self._shards.load(stream.pack.shards[shard])
+        target, kept = self._targets(stream, now, epoch)
         view = draw(stream.recipe, epoch, clip, now.ids)
         wave = render(view, now.waves, now.rms, stream.pack.rate_hz)
         if stream.pack.rate_hz != stream.rate_hz:
             wave = soxr.resample(wave, stream.pack.rate_hz, stream.rate_hz)
         if not stream.store.clean:
-            return wave, now.target[clip], now.kept[clip]
+            return wave, target[clip], kept[clip]
         # Answers about clean clips: a mix is taken to hold what each of its clips holds.
         heard = [source.clip for source in view.sources]
-        return wave, now.target[heard].max(axis=0), np.asarray(now.kept[heard].any(axis=0))
+        return wave, target[heard].max(axis=0), np.asarray(kept[heard].any(axis=0))
 
-    def _load(self, stream: TrainingData, shard: Shard, epoch: int) -> LoadedShard:
-        last = self._loaded
-        if last is None or last.shard != shard:
-            last = self._loaded = None  # one shard at a time in memory
-            clips = read_shard(stream.pack, shard)
-            ids, waves, rms = [c.id for c in clips], [c.wave for c in clips], [clip_rms(c.wave) for c in clips]
-        elif last.epoch == epoch:
-            return last
-        else:
-            ids, waves, rms = last.ids, last.waves, last.rms
-        stored = CLEAN_EPOCH if stream.store.clean else epoch
-        answers = stream.store.read(stored, shard.name, shard.clips)
-        self._loaded = LoadedShard(shard, epoch, ids, waves, rms, *answers.dense(stream.fill))
-        return self._loaded
+    def _targets(self, stream: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
+        """The stored predictions for all clips of a shard in an epoch, (clips, 527), and which classes were kept."""
+        shard = now.shard
+        if self._stored is None or self._stored[:2] != (shard.name, epoch):
+            stored = CLEAN_EPOCH if stream.store.clean else epoch
+            top_k = stream.store.read(stored, shard.name, shard.clips)
+            self._stored = (shard.name, epoch, *top_k.dense(stream.fill))
+        return self._stored[2:]
 
 
 class _Reported(IterableDataset["Batch | CedEdgeError"]):

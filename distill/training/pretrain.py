@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ced_edge.arrays import Int16
+from ced_edge.arrays import Bools, Float32
 from ced_edge.network.ced import CED, Block
 from ced_edge.spec import ModelSpec, size
-from distill.packing.shards import Pack, Shard, read_shard
+from distill.packing.shards import LoadedShard, Pack
 from distill.teaching.store import Store
-from distill.teaching.views import ViewRecipe, clip_rms
-from distill.training.batches import Batch, Batches, LoadedShard, TrainingData, loader
+from distill.teaching.views import ViewRecipe
+from distill.training.batches import Batch, Batches, TrainingData, loader
 from distill.training.config import HEAD_WIDTH, PretrainConfig, TrainConfig
 from distill.training.log import Reporter, TrainLog
 from distill.training.loop import MODEL_NAME, Trainer, make_fabric
@@ -190,18 +190,11 @@ def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> 
 
 
 class WaveBatches(Batches):
-    """Batches of views whose answers are empty: nobody was asked."""
+    """Batches of views without targets: no teacher is needed."""
 
-    def _load(self, stream: TrainingData, shard: Shard, epoch: int) -> LoadedShard:
-        if self._loaded is None or self._loaded.shard != shard:
-            self._loaded = None  # one shard at a time in memory
-            clips = read_shard(stream.pack, shard)
-            sounds: list[Int16] = [c.wave for c in clips]
-            nothing = np.zeros((len(clips), 0), np.float32)
-            self._loaded = LoadedShard(
-                shard, epoch, [c.id for c in clips], sounds, [clip_rms(w) for w in sounds], nothing, nothing > 0
-            )
-        return self._loaded
+    def _targets(self, stream: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
+        nothing = np.zeros((len(now.ids), 0), np.float32)
+        return nothing, nothing > 0
 
 
 class PretrainLog(TrainLog):
