@@ -22,7 +22,7 @@ from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import load_model
 from ced_edge.proof.reference import JSON_NAME
 from ced_edge.spec import size
-from distill.devices import find_device
+from distill.devices import find_device, local_device
 from distill.evaluation.comparison import check_names, evaluate_student, evaluate_teachers
 from distill.evaluation.plots import plot_loss, plot_per_class_ap
 from distill.packing.pack import PackConfig, pack
@@ -69,13 +69,16 @@ def run_all(plan: Plan) -> dict[str, Any]:
 
     What can be refused is refused before anything is done.
     """
-    check(plan)
+    ensemble = check(plan)
     with folder_lock(plan.run):
         with _timed(plan.run, "pack"), stage("pack", len(plan.clips)) as progress:
             shards = pack(plan.clips, plan.run / "pack", plan.pack, progress)
         batches_per_pass(shards, plan.train.batch, max(1, plan.train.workers))  # refuses before hours of teaching
         with _timed(plan.run, "teach"):
-            store = run_teach(shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device)
+            store = run_teach(
+                shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device, ensemble=ensemble
+            )
+        del ensemble  # training needs the memory
         with _timed(plan.run, "train"):
             weights = run_train(plan.run, shards, store, plan.train, plan.init, plan.device)
         models: dict[str, Any] = {}
@@ -99,17 +102,17 @@ def run_all(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def check(plan: Plan) -> None:
-    """Raise InputError on what the stages would refuse only hours later."""
+def check(plan: Plan) -> Ensemble:
+    """The plan's teachers, loaded. Raises InputError on what the stages would refuse only hours later."""
     if rank_and_world()[1] > 1:
         raise InputError("distill is for one process: under torchrun use `ced-edge teach` and `ced-edge train`")
     find_device(plan.device)
     check_windows(size(plan.train.size), plan.views)
     load_student(plan.init, plan.train)
     check_names(plan.teachers)
-    Ensemble(load_teachers(plan.teachers), plan.pack.rate_hz)
     if plan.eval_clips and not any(clip.labels for clip in plan.eval_clips):
         raise InputError("no clip to evaluate on has labels: give manifests with a `labels` column as --eval-data")
+    return Ensemble(load_teachers(plan.teachers, plan.device), plan.pack.rate_hz)
 
 
 def run_teach(
@@ -121,13 +124,15 @@ def run_teach(
     device: str,
     workers: int | None = None,
     clean: bool = False,
+    ensemble: Ensemble | None = None,
 ) -> Store:
     """Stage 2: shards -> the ensemble's answers to every view. Under torchrun processes share the shards."""
-    described = Ensemble(load_teachers(teachers), shards.rate_hz).describe()
-    job = Job(shards, Store(out, views, described, k, shards.hash, clean), tuple(teachers), device)
+    # Loaded once, for the store's header and for the work in this process; pass them as `ensemble` if they are already.
+    ensemble = ensemble or Ensemble(load_teachers(teachers, local_device(device)), shards.rate_hz)
+    job = Job(shards, Store(out, views, ensemble.describe(), k, shards.hash, clean), tuple(teachers), device)
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
-        teach(job, workers or max(1, cores), progress)
+        teach(job, workers or max(1, cores), progress, ensemble)
     return job.store
 
 

@@ -19,7 +19,7 @@ from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
 from distill.teachers.hf import label_indices
 from distill.teachers.load import load_teacher
-from distill.teachers.spec import TeacherSpec
+from distill.teachers.spec import TeacherSpec, parse_teachers
 
 SMALL = ModelSpec(width=48, heads=3, depth=2)
 
@@ -150,11 +150,50 @@ def test_by_name_through_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         load_teacher("mispeech/ced-tiny")
 
 
-def test_a_misspelt_path_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_looks_like_a_path_is_never_taken_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def snapshot(hub_id: str, allow_patterns: list[str]) -> str:
+        raise AssertionError(hub_id)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "teachers").mkdir()
-    with pytest.raises(InputError, match="no such teacher: teachers/mn40"):
-        load_teacher("teachers/mn40")
+    for source, path in (
+        ("teachers/mn40", "teachers/mn40"),  # the folder is there: a misspelt file
+        ("~/mn40", f"{tmp_path}/mn40"),
+        ("~/teachers/mn40", f"{tmp_path}/teachers/mn40"),
+        ("/mn40/x", "/mn40/x"),
+        ("./mn40", "mn40"),
+        ("../x/mn40", "../x/mn40"),
+        (".cache/mn40", ".cache/mn40"),
+        ("~nobody-here/mn40", "~nobody-here/mn40"),
+    ):
+        with pytest.raises(InputError, match=f"no such teacher: {path}: ") as caught:
+            load_teacher(source)
+        assert "\n" not in str(caught.value)
+    teacher = load_teacher(save_hf_ced(tmp_path / "teachers" / "ced"))
+    (spec,) = parse_teachers(["own=~/teachers/ced"])
+    assert (load_teacher(spec).name, load_teacher(spec).sha256) == ("own", teacher.sha256)
+
+
+def test_code_of_a_folder_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither run nor offered to be run, be it for the features or for the model."""
+    questions: list[object] = []
+    monkeypatch.setattr("builtins.input", questions.append)
+    for file, key in (
+        ("preprocessor_config.json", "AutoFeatureExtractor"),
+        ("config.json", "AutoModelForAudioClassification"),
+        ("config.json", "AutoConfig"),
+    ):
+        folder = save_ast(tmp_path / key, ["Speech", "Dog"])
+        (folder / "harm.py").write_text(f"open({str(tmp_path / 'harm')!r}, 'w')\nclass Harm: pass\n")
+        config = json.loads((folder / file).read_text())
+        changed = {**config, "auto_map": {key: "harm.Harm"}, "model_type": "harm", "feature_extractor_type": "Harm"}
+        (folder / file).write_text(json.dumps(changed))
+        with pytest.raises(InputError, match="is no usable Hugging Face audio classifier"):
+            load_teacher(folder)
+    assert questions == []
+    assert not (tmp_path / "harm").exists()
 
 
 def test_broken_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

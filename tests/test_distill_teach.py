@@ -22,8 +22,9 @@ from ced_edge.errors import CedEdgeError, InputError
 from distill.devices import local_device
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack, read_shard
+from distill.pipeline import run_teach
 from distill.teachers.ensemble import Ensemble
-from distill.teachers.load import load_teachers
+from distill.teachers.load import load_teacher, load_teachers
 from distill.teachers.spec import TeacherSpec, parse_teachers
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.teach import Job, teach, teach_labels, units
@@ -128,6 +129,25 @@ def test_what_is_done_is_not_heard_again(packed: Pack, listener: Listener, tmp_p
     teach(job, progress=counts.append)
     assert (len(listener.heard), sum(counts)) == (n + 6, 3 * n)
     assert files(tmp_path) == before
+
+
+def test_teachers_are_loaded_once_in_a_process(
+    packed: Pack, teacher: TeacherSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def counted(spec: TeacherSpec, device: str) -> Any:
+        loaded.append(spec.name)
+        return load_teacher(spec, device=device)
+
+    monkeypatch.setattr(distill.teachers.load, "load_teacher", counted)
+    first = run_teach(packed, tmp_path / "a", [teacher], RECIPE, 20, "cpu", workers=1)
+    assert loaded == ["narrow"]
+    ensemble = Ensemble(load_teachers([teacher]), packed.rate_hz)
+    loaded.clear()
+    second = run_teach(packed, tmp_path / "b", [teacher], RECIPE, 20, "cpu", workers=1, ensemble=ensemble)
+    assert loaded == []
+    assert files(first.path) == files(second.path)
 
 
 # The share of each rank

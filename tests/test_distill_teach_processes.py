@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from tiny_teach import RECIPE, files, job_for, make_pack, make_teacher
 
+import distill.teaching.teach
 from distill.packing.shards import Pack
+from distill.processes import in_order
 from distill.teachers.spec import TeacherSpec
 from distill.teaching.teach import Job, teach
 
@@ -134,11 +136,21 @@ def test_one_process(packed: Pack, by_one: dict[str, bytes]) -> None:
     assert sorted(by_one) == sorted([*shards, "store.json"])
 
 
-def test_several_workers(packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path) -> None:
-    job, counts = job_for(packed, teacher, tmp_path / "store"), []
+def test_several_workers(
+    packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, counts, sizes = job_for(packed, teacher, tmp_path / "store"), [], []
+
+    def watched(pool: Any, function: Any, items: Any, ahead: int) -> Any:
+        sizes.extend(len(pickle.dumps((function, item))) for item in items)
+        return in_order(pool, function, items, ahead)
+
+    monkeypatch.setattr(distill.teaching.teach, "in_order", watched)
     teach(job, workers=2, progress=counts.append)
     assert files(job.store.path) == by_one
     assert counts == [6] * 4 * RECIPE.epochs
+    # A unit names its shard. The whole index goes to each process once.
+    assert max(sizes) < 300 < len(pickle.dumps(job)) / 3
 
 
 def test_torchrun(packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path) -> None:
@@ -181,7 +193,7 @@ def test_ctrl_c_ends_workers_at_once(
     packed: Pack, teacher: TeacherSpec, by_one: dict[str, bytes], tmp_path: Path
 ) -> None:
     slow = TEACH.replace("import pickle", "import time, distill.teaching.teach\nimport pickle").replace(
-        "if __name__", "distill.teaching.teach.Classroom.answer = lambda *_: time.sleep(60)\n\nif __name__"
+        "if __name__", "distill.teaching.teach.TeachWorker.predict = lambda *_: time.sleep(60)\n\nif __name__"
     )
     job = job_for(packed, teacher, tmp_path / "store")
     parent = subprocess.Popen(command(tmp_path, slow, job, 2), start_new_session=True, **CHILD)
@@ -199,7 +211,7 @@ def test_worker_that_dies_is_an_error(packed: Pack, teacher: TeacherSpec, tmp_pa
     """As the kernel does when memory runs out: teaching must not wait for it forever."""
     dying = TEACH.replace(
         "if __name__",
-        "import distill.teaching.teach, os\ndistill.teach.Classroom.answer = lambda *_: os._exit(9)\nif __name__",
+        "import distill.teaching.teach, os\ndistill.teaching.teach.TeachWorker.predict = lambda *_: os._exit(9)\nif __name__",
     )
     dying = dying.replace("        teach(", "        try: teach(").replace(
         "[2]))", "[2]))\n        except Exception as e: print(type(e).__name__, e)"
