@@ -211,7 +211,8 @@ def test_worker_that_dies_is_an_error(packed: Pack, teacher: TeacherSpec, tmp_pa
     """As the kernel does when memory runs out: teaching must not wait for it forever."""
     dying = TEACH.replace(
         "if __name__",
-        "import distill.teaching.teach, os\ndistill.teaching.teach.TeachWorker.predict = lambda *_: os._exit(9)\nif __name__",
+        "import os, distill.teaching.teach\ndistill.teaching.teach.TeachWorker.predict = lambda *_: os._exit(9)\n"
+        "if __name__",
     )
     dying = dying.replace("        teach(", "        try: teach(").replace(
         "[2]))", "[2]))\n        except Exception as e: print(type(e).__name__, e)"
