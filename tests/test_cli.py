@@ -23,6 +23,7 @@ from ced_edge.spec import ModelSpec
 from distill.cli import read_clips
 from distill.packing.shards import Pack
 from distill.teaching.store import Store
+from distill.training.log import read_log
 from distill.training.loop import STATE_NAME
 
 
@@ -153,8 +154,9 @@ def test_bad_manifests_and_flags(call: Call, tmp_path: Path) -> None:
         refused(call("pack", manifest(text), "--out", "p"), 2, told)
     refused(call("pack", tmp_path / "nowhere", "--out", "p"), 2, "no such manifest", "nowhere")
     good = manifest("filename\n000.wav\n")
-    refused(call("pack", good, "--out", "p", "--rate", 0), 2, "rate_hz 0")
-    refused(call("pack", good, "--out", "p", "--workers", 0), 2, "workers 0")
+    refused(call("pack", good, "--out", "p", "--rate", 0), 2, "'--rate': 0 is not in the range 1000<=x<=1000000")
+    refused(call("pack", good, "--out", "p", "--workers", 0), 2, "'--workers': 0 is not in the range x>=1")
+    refused(call("pack", good, "--out", "p", "--segment", 0.05), 2, "min_s and segment_s")
     refused(call("pack", good, "--out", "p", "--split", "train"), 2, "split")
     assert os.listdir() == []  # nothing half-written
     (tmp_path / "000.wav").write_bytes(b"")
@@ -177,9 +179,8 @@ def test_teach_then_train_then_evaluate(call: Call, packed: Pack, teacher: Path,
     code, out, err = call(
         "teach", "--pack", packed.location, "--out", "s", "--teacher", f"ear={teacher}", "--windows", "2x0.4", "-k", 7
     )
-    assert (code, out) == (0, "")
-    assert err.strip().endswith("bytes for 48 views")
     store = Store.open(Path("s"))
+    assert (code, out) == (0, f"s: 48 views, {store.bytes()} bytes\n")
     assert (store.k, store.recipe.windows, store.teachers[0]["name"]) == (7, ((2, 0.4),), "ear")
     flags = ["--steps", 4, "--batch", 4, "--workers", 0]
     wanted = ["train", "--pack", packed.location, "--store", "s", "--out", "r", *flags]
@@ -188,6 +189,11 @@ def test_teach_then_train_then_evaluate(call: Call, packed: Pack, teacher: Path,
     assert "train: step 4 of 4, loss" in err
     refused(call(*wanted), 2, "r holds a run already: add --resume")
     assert call(*wanted, "--resume")[:2] == (0, "r/model.safetensors\n")
+    code, out, _ = call(*wanted, "--resume", "--json")
+    assert (code, json.loads(out)) == (
+        0,
+        {"weights": "r/model.safetensors", "steps": 4, "loss": read_log(Path("r"))[-1]["loss"]},
+    )
 
     manifest = write_tones(tmp_path / "eval", 6)
     code, out, _ = call("evaluate", "r", "--data", manifest, "--json", "--out", "reference")
@@ -226,8 +232,10 @@ def test_evaluate_teachers_and_their_ensemble(call: Call, teacher: Path, tmp_pat
 def test_labels_as_the_teacher(call: Call, packed: Pack, teacher: Path) -> None:
     wanted = ["teach", "--pack", packed.location, "--out", "s", "--labels"]
     refused(call(*wanted, "--teacher", f"ear={teacher}"), 2, "--labels are the only teacher")
-    assert call(*wanted)[0] == 0
-    assert Store.open(Path("s")).clean
+    code, out, _ = call(*wanted, "--json")
+    store = Store.open(Path("s"))
+    assert store.clean
+    assert (code, json.loads(out)) == (0, {"store": "s", "views": 24, "bytes": store.bytes(), "processes": 1})
     train = ["train", "--pack", packed.location, "--store", "s", "--out", "r", "--steps", 3, "--batch", 4]
     assert call(*train, "--windows", "1x0.4", "--view-seed", 3)[0] == 0
     views = torch.load(f"r/{STATE_NAME}", weights_only=True)["recipe"]["views"]
@@ -247,7 +255,7 @@ def test_bad_teachers(call: Call, packed: Pack, tmp_path: Path, teacher: Path) -
     refused(teach("--teacher", f"t={tmp_path / 'text.pt'}"), 2, "text.pt")
     refused(teach("--teacher", f"t={tmp_path / 'half.safetensors'}"), 2, "half.safetensors")
     refused(teach("--teacher", f"t={teacher}", "--teacher", f"t={teacher}"), 2, "t")
-    refused(teach("--teacher", f"t={teacher}", "-k", 0), 2, "-k must be within 1 and 527")
+    refused(teach("--teacher", f"t={teacher}", "-k", 0), 2, "'-k': 0 is not in the range 1<=x<=527")
     refused(teach("--teacher", f"t={teacher}", "--windows", "2"), 2, "EPOCHSxSECONDS")
     refused(call("teach", "--pack", "nowhere", "--out", "s", "--teacher", f"t={teacher}"), 2, "nowhere/index.json")
     assert not list(Path().glob("s/e*"))
@@ -338,7 +346,7 @@ def test_bad_evaluation_input(call: Call, teacher: Path, tmp_path: Path) -> None
         refused(call("evaluate", tmp_path / name, "--data", manifest), 2, name, "not a readable checkpoint")
     refused(call("evaluate", "nowhere.pt", "--data", manifest), 2, "nowhere.pt")
     refused(call("evaluate", tmp_path, "--data", manifest), 2, "no checkpoint in the folder")
-    refused(call("evaluate", teacher, "--data", manifest, "--dtype", "fp8"), 2, "unknown dtype 'fp8'")
+    refused(call("evaluate", teacher, "--data", manifest, "--dtype", "fp8"), 2, "'fp8' is not one of 'fp32', 'bf16'")
     refused(call("evaluate", teacher, "--data", tmp_path / "audio"), 2, "no clip has labels")
     refused(call("evaluate", teacher, "--data", manifest, "--batch", 0), 2, "--batch")
     refused(call("evaluate", "--data", manifest), 2, "give a CHECKPOINT")

@@ -236,7 +236,7 @@ def test_other_flags_in_the_same_folder_are_refused_by_name(call: Call, job: lis
 def test_without_data_it_is_the_demo_and_flags_of_real_data_are_refused(call: Call, tmp_path: Path) -> None:
     code, _, err = call("distill", "--runs", tmp_path, "--init", "a.pt", "--split", "train", "--teacher", "t=x.pt")
     assert code == 2
-    assert err == "ced-edge: --split, --teacher, --init need --data: what should the student learn from?\n"
+    assert err == "ced-edge: --split, --teacher, --init need --data: give the audio to train on\n"
 
 
 def test_without_evaluation_data_the_last_stage_is_left_out(call: Call, job: list[object], tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from conftest import Call, refused
 
 from ced_edge.cli import COMMANDS, _extras
@@ -36,8 +39,9 @@ def without(blocked: list[str], *args: object) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("args", "blocked", "message"),
     [
-        (["train", "--pack", "p", "--store", "s", "--out", "o"], "torch", "`ced-edge train` needs torch: {train}"),
-        (["evaluate", "c", "--data", "tests"], "torch", "`ced-edge evaluate` needs torch: {train}"),
+        (["teach", "--pack", "p", "--out", "s", "--labels"], "torch", "`ced-edge teach` needs torch: {train}"),
+        (["train", "--pack", "p", "--store", "s", "--out", "o"], "pyarrow", "`ced-edge train` needs pyarrow: {train}"),
+        (["evaluate", "c", "--data", "TMP"], "torch", "`ced-edge evaluate` needs torch: {train}"),
         (["distill"], "torch", "`ced-edge distill` needs torch: {train}"),
         (["pretrain", "--pack", "p", "--out", "o"], "torch", "`ced-edge pretrain` needs torch: {train}"),
         (["export", "c"], "torch", "`ced-edge export` needs torch: {export}"),
@@ -46,11 +50,21 @@ def without(blocked: list[str], *args: object) -> tuple[int, str, str]:
         (["pack", "x", "--out", "o"], "distill", "this installation is broken: it lacks distill; install ced-edge ag"),
     ],
 )
-def test_a_missing_library_is_named_with_its_extra(args: list[str], blocked: str, message: str) -> None:
+def test_a_missing_library_is_named_with_its_extra(tmp_path: Path, args: list[str], blocked: str, message: str) -> None:
+    (tmp_path / "x.wav").touch()
     advice = {extra: f"pip install 'ced-edge[{extra}]'" for extra in ("train", "export")}
-    result = without([blocked], *args)
+    result = without([blocked], *[str(tmp_path) if arg == "TMP" else arg for arg in args])
     refused(result, 1, message.format(**advice))
     assert len(result[2].splitlines()) == 1
+
+
+def test_pack_and_teachers_need_no_torch(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "x.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 16_000), 16_000)
+    code, out, err = without(["torch", "torchaudio"], "pack", tmp_path, "--out", tmp_path / "p", "--json")
+    assert (code, json.loads(out)["clips"]) == (0, 1), err
+    code, out, err = without(["torch", "torchaudio"], "teachers")
+    assert (code, err) == (0, "")
+    assert out.startswith("ced-tiny ")
 
 
 def test_what_a_device_runs_needs_the_device_install_alone() -> None:

@@ -11,7 +11,6 @@ import click
 import pytest
 
 from ced_edge.cli import cli
-from ced_edge.errors import CedEdgeError
 from ced_edge.proof.bounds import DEFAULTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -135,7 +134,7 @@ def test_commands_have_these_flags(page: Path) -> None:
             continue
         try:
             command = cli.get_command(click.Context(cli), words[0])
-        except CedEdgeError as e:
+        except ModuleNotFoundError as e:
             pytest.skip(str(e))
         assert command is not None, words
         # Only the names of flags are checked, because values may be shell variables. Arrays may hold any flags.
