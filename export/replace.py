@@ -25,7 +25,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     Raises InputError where `folder` is there and is no bundle, or holds other files too; CedEdgeError on a full disk.
     """
     with disk_errors(folder):
-        folder = folder.resolve()  # of a link the folder that it leads to
+        folder = folder.resolve()  # the folder that a link leads to is replaced, not the link
         _put_back(folder)
         _check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -34,22 +34,24 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 if free:
                     shutil.rmtree(leftover)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            with _locked(temporary):
+    try:
+        with _locked(temporary):
+            with disk_errors(folder, temporary):
                 yield temporary
+            with disk_errors(folder):
                 temporary.chmod(0o755)
-                _check_replaceable(folder)  # to fill the new one took minutes
+                _check_replaceable(folder)  # again: the caller may have needed minutes to fill the new folder
                 if folder.exists():
                     _exchange(temporary, folder)
                 else:
                     temporary.rename(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Hold a folder, which tells it from what a killed process left; False when someone else holds it."""
+def _locked(folder: Path) -> Iterator[bool | None]:
+    """Lock a folder while it is in use. Gives True, False where another process holds it, or None without locks."""
     fd = os.open(folder, os.O_RDONLY)
     try:
         yield lock(fd)
@@ -99,7 +101,7 @@ def _put_back(folder: Path) -> None:
     aside = _aside(folder)
     if aside.exists() and not folder.exists():
         with _locked(aside) as free:
-            if free:
+            if free is not False:  # nothing is removed here, so a disk without locks (None) is no danger
                 aside.rename(folder)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ced_edge.errors import CedEdgeError
-from ced_edge.files import atomic_path
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import atomic_path, folder_lock, path_inside, read_json, read_toml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,3 +113,149 @@ def test_a_place_that_cannot_be(tmp_path: Path, place: str, told: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CedEdgeError, match=f"cannot write .*({told})"), atomic_path(tmp_path / place):
         pass
+
+
+def no_such_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without flock, as some network disks are."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_without_locks_no_live_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_such_locks(monkeypatch)
+    path = tmp_path / "x"
+    with atomic_path(path) as slow:
+        slow.write_text("slow")
+        with atomic_path(path) as quick:
+            quick.write_text("quick")
+        assert slow.read_text() == "slow"
+    assert path.read_text() == "slow"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_run_without_locks_is_unguarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with folder_lock(tmp_path), pytest.raises(InputError, match="another run is at work"), folder_lock(tmp_path):
+        pass
+    no_such_locks(monkeypatch)
+    with folder_lock(tmp_path), folder_lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "other.wav"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+    ],
+)
+def test_an_error_about_another_file_is_not_about_the_target(tmp_path: Path, error: OSError) -> None:
+    with pytest.raises(type(error)) as e, atomic_path(tmp_path / "x"):
+        raise error
+    assert e.value is error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_elsewhere_is_not_about_the_target(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as e, atomic_path(tmp_path / "x"):
+        raise OSError(errno.ENOSPC, "No space left on device", "/elsewhere/cache")
+    assert e.value.filename == "/elsewhere/cache"
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_an_error_of_writing_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path("x") if relative else tmp_path / "x"
+
+    def write(as_folder: bool) -> None:
+        with atomic_path(path) as temporary:
+            if as_folder:
+                (temporary.absolute() / "y").mkdir()  # an error about the absolute name of the temporary file
+            raise OSError(errno.ENOSPC, "No space left on device")  # what `write` raises: without a name
+
+    with pytest.raises(CedEdgeError, match=r"cannot write .*x: Not a directory"):
+        write(as_folder=True)
+    with pytest.raises(CedEdgeError, match=r"disk full while writing .*x: free some space"):
+        write(as_folder=False)
+
+
+def test_a_target_that_is_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with (
+        pytest.raises(CedEdgeError, match=r"cannot write .*x: Is a directory"),
+        atomic_path(tmp_path / "x") as temporary,
+    ):
+        temporary.touch()
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/../../x", "a/..", "/etc/passwd", "link", "link/x", "loop/../../x", "a\0b", "\ud800"],
+)
+def test_a_name_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path)
+    (folder / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="is not the name of a file inside") as e:
+        path_inside(folder, name)
+    str(e.value).encode()  # the message can be printed
+
+
+def test_a_name_inside_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").symlink_to("a")  # a link that stays inside
+    for name in ("x", "a/b", "a/../b", "..x", "there/x", "x ; touch y"):
+        assert path_inside(tmp_path, name) == tmp_path / name
+    monkeypatch.chdir(tmp_path)
+    assert path_inside(Path(), "x") == Path("x")
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b", "out", "in", "\0", "/"]) | st.text(max_size=5), max_size=6))
+def test_no_name_leads_out(parts: list[str]) -> None:
+    """Opening the path reaches nothing outside the folder: the kernel, not `resolve`, says where it leads."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "folder")
+        (folder / "a" / "b").mkdir(parents=True)
+        (folder / "out").symlink_to(root)
+        (folder / "a" / "in").symlink_to(folder / "a" / "b")
+        try:
+            path = path_inside(folder, "/".join(parts))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except (InputError, OSError, ValueError):
+            pass
+        assert set(os.listdir(root)) == {"folder"}
+
+
+@pytest.mark.parametrize("read", [read_json, read_toml])
+def test_a_text_too_large_is_refused_before_it_is_read(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    with (tmp_path / "x").open("wb") as f:
+        f.truncate(10 << 30)  # a hole: it takes no disk
+    with pytest.raises(InputError, match=r"x is larger than .* bytes"):
+        read(tmp_path / "x")
+    with pytest.raises(InputError, match=r"larger than .* bytes"):
+        read(Path("/dev/zero"))  # has no size to look at
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (read_json, "[" * 100_000),
+        (read_json, "1" * 10_000),
+        (read_json, "\xff"),
+        (read_json, "{"),
+        (read_toml, "a = " + "[" * 100_000),
+        (read_toml, "a = " + "1" * 10_000),
+        (read_toml, "a"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line(tmp_path: Path, read: Callable[[Path], Any], text: str) -> None:
+    (tmp_path / "x").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"x is not readable (JSON|TOML): .{1,200}$"):
+        read(tmp_path / "x")
+    with pytest.raises(InputError, match="no such file"):
+        read(tmp_path / "missing")

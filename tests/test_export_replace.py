@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
 import signal
@@ -223,4 +224,31 @@ def test_a_rename_that_fails_leaves_the_old_bundle(
     with pytest.raises(CedEdgeError, match="cannot write"), atomic_folder(bundle) as folder:
         write_marked(folder, "new")
     assert mark(bundle) == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_error_about_another_file_does_not_name_the_bundle(tmp_path: Path) -> None:
+    """While the new folder is filled, checkpoints and sounds are read too."""
+    for error in (FileNotFoundError(2, "No such file", "weights.pt"), OSError(28, "No space left", "/elsewhere/x")):
+        with pytest.raises(OSError, match="No s") as e, atomic_folder(tmp_path / "bundle"):
+            raise error
+        assert e.value is error
+    with (
+        pytest.raises(CedEdgeError, match=r"disk full while writing .*bundle:"),
+        atomic_folder(tmp_path / "bundle") as f,
+    ):
+        raise OSError(28, "No space left", str(f / "model.onnx"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_locks_no_live_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with atomic_folder(tmp_path / "bundle") as slow:
+        with atomic_folder(tmp_path / "bundle") as quick:
+            write_marked(quick, "quick")
+        write_marked(slow, "slow")
+    assert mark(tmp_path / "bundle") == "slow"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
