@@ -1,9 +1,11 @@
-"""The store: the ensemble's top-K answers for every view, one Parquet file per (shard, epoch).
+"""The store: the ensemble's top-K predictions for every view, one Parquet file per (shard, epoch).
 
-A row holds K class indices and K probabilities, largest first, and the sum of all the others (the tail). A probability
-is kept in 8 bits as round(255 sqrt(p)): fine where it is small, and at most 0.004 off near p = 1; the tail in 16. Rows
-are the shard's clips in order. A file is written under a temporary name and renamed, is never rewritten, and carries a
-hash of all that it was made from, so a store of other clips, views or teachers is refused.
+A row holds K class indices and K probabilities, largest first, and the sum of all other probabilities (the tail). Rows
+are in the order of the shard's clips. A probability takes 8 bits as round(255 sqrt(p)), the tail takes 16 bits.
+
+A file is written under a temporary name, then renamed, and never written again. It carries a hash of everything that
+decides its content, so that a store of other clips, views or teachers is refused. A store may come from a stranger:
+see docs/security.md.
 """
 
 from __future__ import annotations
@@ -26,11 +28,17 @@ from distill.teaching import parquet
 from distill.teaching.views import ViewRecipe
 
 CLEAN_EPOCH = -1
-"""The epoch of answers about whole, unaugmented clips (for comparison with inconsistent teaching, and for labels)."""
+"""The epoch of predictions for whole clips without augmentation: for labels, and for comparison."""
+
+_MAX_HEADER_BYTES = 1 << 20
+"""Of `store.json`, which has about 1 KB."""
 
 
 def quantise(p: Float32) -> UInt8:
-    """Probabilities in [0, 1] -> 8 bits on a square-root scale."""
+    """Probabilities in [0, 1] -> 8 bits on a square-root scale.
+
+    Most probabilities are far below 0.1. The root gives these small steps, and at most 0.004 of error near 1.
+    """
     return np.round(255.0 * np.sqrt(np.clip(p, 0.0, 1.0))).astype(np.uint8)
 
 
@@ -41,7 +49,7 @@ def dequantise(q: UInt8) -> Float32:
 
 @dataclass(frozen=True)
 class TopK:
-    """The stored answers for N views: `index` and `value` (N, K), largest first, and the `tail` sum (N,)."""
+    """Stored predictions for N views: `index` and `value` (N, K), largest first; `tail` (N,) is the sum of the rest."""
 
     index: NDArray[np.uint16]
     value: Float32
@@ -49,20 +57,21 @@ class TopK:
 
     @classmethod
     def top_k(cls, probabilities: Float32, k: int) -> TopK:
-        """The K largest of (N, 527) probabilities; equal ones in class order, so that the choice is unique."""
+        """The K largest of (N, 527) probabilities. Equal ones stay in class order: all machines keep the same."""
         order = np.argsort(-probabilities, axis=1, kind="stable")
         kept, rest = order[:, :k], order[:, k:]
         return cls(
             kept.astype(np.uint16),
             np.take_along_axis(probabilities, kept, axis=1),
+            # Summed in float64: the tail has hundreds of very small values.
             np.take_along_axis(probabilities, rest, axis=1).sum(axis=1, dtype=np.float64).astype(np.float32),
         )
 
     def dense(self, rule: str = "tail") -> tuple[Float32, Bools]:
-        """Probabilities (N, 527) and which of them were kept (N, 527).
+        """Probabilities (N, 527), and a mask (N, 527) of the classes whose probability was stored.
 
-        `rule` fills the classes outside the top K: `tail` spreads their stored sum evenly, `smallest` spreads the
-        smallest kept value evenly (the published rule), `zero` leaves them out.
+        `rule` fills the other classes: `tail` gives each an equal share of their stored sum, `smallest` gives each an
+        equal share of the smallest stored value (the published rule), `zero` gives them 0. Raises InputError.
         """
         N, K = self.index.shape
         rest = max(N_CLASSES - K, 1)
@@ -74,7 +83,7 @@ class TopK:
             fill = np.zeros(N, np.float32)
         else:
             raise InputError(f"unknown rule {rule!r} for the classes outside the top K: tail, smallest or zero")
-        # No class outside the top K can exceed the smallest kept one.
+        # A class outside the top K is never more probable than the smallest stored one, so its fill is not either.
         dense = np.repeat(np.minimum(fill, self.value[:, -1])[:, None], N_CLASSES, axis=1).astype(np.float32)
         kept = np.zeros((N, N_CLASSES), np.bool_)
         np.put_along_axis(dense, self.index.astype(np.int64), self.value, axis=1)
@@ -84,17 +93,17 @@ class TopK:
 
 @dataclass(frozen=True)
 class Store:
-    """A folder of answers: `store.json` and `e<epoch>/<shard>.parquet`."""
+    """A folder of predictions: `store.json` and `e<epoch>/<shard>.parquet`."""
 
     path: Path
     recipe: ViewRecipe
     teachers: list[dict[str, Any]]
-    """Name, weights' SHA-256, rate and class count of each teacher, in order."""
+    """Name, SHA-256, rate and number of known classes of each teacher, in order: see `Ensemble.describe`."""
     k: int
     pack: str
-    """Hash of the pack that was heard."""
+    """Hash of the pack that the predictions are for."""
     clean: bool = False
-    """Answers about whole, unaugmented clips, one epoch in all."""
+    """Predictions for whole clips without augmentation: one epoch in all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= N_CLASSES:
@@ -102,10 +111,11 @@ class Store:
 
     @property
     def epochs(self) -> list[int]:
-        """The epochs this store is to hold."""
+        """The epochs that a finished store holds."""
         return [CLEAN_EPOCH] if self.clean else list(range(self.recipe.epochs))
 
     def _identity(self) -> dict[str, Any]:
+        # Without the windows: epochs can be added to a store, and `check` compares the windows of each epoch.
         recipe = None if self.clean else {k: v for k, v in self.recipe.to_dict().items() if k != "windows"}
         return {"pack": self.pack, "recipe": recipe, "teachers": self.teachers, "k": self.k, "clean": self.clean}
 
@@ -114,27 +124,27 @@ class Store:
         return self._identity()
 
     def digest(self, epoch: int, shard: str) -> str:
-        """Hash of all that decides the answers of one file."""
+        """Hash of everything that decides the predictions of one file."""
         view = "clean" if epoch == CLEAN_EPOCH else self.recipe.digest(epoch)
         return sha256_json({**self._identity(), "view": view, "shard": shard})
 
     def check(self) -> bool:
-        """Whether `store.json` is there and holds all these epochs. Raises InputError naming what differs."""
+        """Whether `store.json` exists and covers all epochs. Raises InputError naming every difference."""
         if not (self.path / "store.json").exists():
             return False
-        found = Store.open(self.path)
-        refuse_other(self._identity(), found._identity(), self.path)
+        written = Store.open(self.path)
+        refuse_other(self._identity(), written._identity(), self.path)
         if self.clean:
             return True
-        have, want = ([s.recipe.seconds(e) for e in s.epochs] for s in (found, self))
+        have, want = ([s.recipe.seconds(e) for e in s.epochs] for s in (written, self))
         if any(a != b for a, b in zip(have, want, strict=False)):
             raise InputError(f"{self.path} is a store of other windows: choose another folder, or delete it")
         return len(have) >= len(want)
 
     def create(self) -> None:
-        """Write `store.json`, or check the one that is there, which may gain epochs and never loses any.
+        """Write `store.json`, or check the one that exists; it may gain epochs, and never loses any.
 
-        For one process at a time. Raises InputError naming what differs.
+        Only one process at a time may call this. Raises InputError naming every difference.
         """
         file = self.path / "store.json"
         if not self.check():
@@ -143,37 +153,41 @@ class Store:
 
     @classmethod
     def open(cls, path: Path) -> Store:
-        """Open a store that was written. Raises InputError when there is none."""
+        """Open a store that exists. Raises InputError when there is none, or its header is damaged."""
         file = path / "store.json"
         if not file.exists():
             raise InputError(f"no store at {path}: write one with `ced-edge teach`")
         try:
+            if file.stat().st_size > _MAX_HEADER_BYTES:
+                raise ValueError("too large")
             h = read_json(file)
             if h["format"] != 1:
                 raise InputError(f"{file} is of format {h['format']}, this program reads 1")
-            return cls(path, ViewRecipe.from_dict(h["recipe"]), h["teachers"], int(h["k"]), h["pack"], h["clean"])
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            recipe, teachers, k, pack, clean = (h[key] for key in ("recipe", "teachers", "k", "pack", "clean"))
+            if [type(value) for value in (teachers, k, pack, clean)] != [list, int, str, bool]:
+                raise ValueError("a field is of the wrong kind")
+            return cls(path, ViewRecipe.from_dict(recipe), teachers, k, pack, clean)
+        except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as e:
             raise InputError(f"{file} is no header of a store: choose another folder, or delete it") from e
 
     def file(self, epoch: int, shard: str) -> Path:
-        """The path of one file of answers."""
-        # The shard's name was read from a pack, and must not lead out of the store.
+        """The path of one file of predictions. Raises InputError for a name that leads out of the store."""
         folder = self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}")
         return path_inside(folder, f"{shard}.parquet")
 
-    def write(self, epoch: int, shard: str, answers: TopK) -> None:
-        """Write one file of answers, whole or not at all. The same answers always give the same bytes.
+    def write(self, epoch: int, shard: str, top_k: TopK) -> None:
+        """Write one file of predictions, whole or not at all. The same predictions always give the same bytes.
 
-        For one process at a time: what a killed one left of this file is removed. Raises CedEdgeError on a full disk.
+        Only one process at a time may write a file. Raises CedEdgeError on a full disk.
         """
-        N, K = answers.index.shape
+        N, K = top_k.index.shape
         file = self.file(epoch, shard)
         table = pa.table(
             {
                 "clip": pa.array(np.arange(N, dtype=np.int32)),
-                "index": _fixed(answers.index, pa.uint16(), K),
-                "value": _fixed(quantise(answers.value), pa.uint8(), K),
-                "tail": pa.array(answers.tail.astype(np.float16)),
+                "index": _fixed(top_k.index, pa.uint16(), K),
+                "value": _fixed(quantise(top_k.value), pa.uint8(), K),
+                "tail": pa.array(top_k.tail.astype(np.float16)),
             }
         )
         with (
@@ -181,12 +195,14 @@ class Store:
             pq.ParquetWriter(
                 temporary,
                 table.schema,
+                # These settings are part of the format: another one would change the bytes of every store.
                 compression="zstd",
                 compression_level=19,
                 use_dictionary=False,
                 write_statistics=False,
                 store_schema=False,
                 write_page_checksum=True,
+                # Byte stream split puts the high bytes of all indices together, which compresses better.
                 column_encoding={
                     "clip": "DELTA_BINARY_PACKED",
                     "index.list.element": "BYTE_STREAM_SPLIT",
@@ -198,7 +214,7 @@ class Store:
             writer.add_key_value_metadata({"digest": self.digest(epoch, shard)})
 
     def done(self, epoch: int, shard: str) -> bool:
-        """Whether one file is there. Raises InputError when it is of other clips, views or teachers."""
+        """Whether one file exists. Raises InputError when it is for other clips, views or teachers."""
         file = self.file(epoch, shard)
         if not file.exists():
             return False
@@ -207,11 +223,14 @@ class Store:
         except _BROKEN as e:
             raise _broken(file, e) from e
         if metadata.get(b"digest") != self.digest(epoch, shard).encode():
-            raise InputError(f"{file} holds answers about other clips, views or teachers: use another store folder")
+            raise InputError(f"{file} holds predictions for other clips, views or teachers: use another store folder")
         return True
 
     def read(self, epoch: int, shard: str, clips: int) -> TopK:
-        """The answers of one file, about `clips` clips. Raises InputError when it is missing, foreign or broken."""
+        """The predictions of one file, for `clips` clips.
+
+        Raises InputError when it is missing, broken, or for other clips, views or teachers.
+        """
         file = self.file(epoch, shard)
         if not self.done(epoch, shard):
             raise InputError(f"{file} is missing: `ced-edge teach` has not finished this store")
@@ -225,11 +244,11 @@ class Store:
         except _BROKEN as e:
             raise _broken(file, e) from e
         if not len(index) == len(value) == len(tail) == clips or index.max(initial=0) >= N_CLASSES:
-            raise _broken(file, f"not {clips} answers over {N_CLASSES} classes")
+            raise _broken(file, f"not {clips} predictions over {N_CLASSES} classes")
         return TopK(index, dequantise(value), tail)
 
     def _read_bytes(self, file: Path, clips: int) -> bytes:
-        """The bytes of a file. Raises ValueError, before anything is unpacked, if they are no table of `clips` rows."""
+        """The bytes of a file. Raises ValueError, before anything is unpacked, if it is no table of `clips` rows."""
         # A row takes 6 + 3 K bytes. The rest is for what Parquet adds: levels, page headers, a footer.
         most, size = clips * (16 + 8 * self.k) + (1 << 17), file.stat().st_size
         if size > most:
@@ -242,12 +261,12 @@ class Store:
         return data
 
     def bytes(self) -> int:
-        """Size of all files of the store."""
+        """Size of all files of the store, in bytes."""
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
 
 def refuse_other(wanted: dict[str, Any], found: dict[str, Any], path: Path) -> None:
-    """Raise InputError naming each key in which a store differs from what was asked for."""
+    """Raise InputError naming every key in which the store at `path` differs from the wanted one."""
     different = [k for k in wanted if sha256_json(wanted[k]) != sha256_json(found.get(k))]
     if different:
         raise InputError(f"{path} is a store of another {' and '.join(different)}: choose another folder, or delete it")
