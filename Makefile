@@ -1,4 +1,4 @@
-# Thin targets; each one shows what it does. PYTHON chooses the interpreter the .venv is made from.
+# Each target prints the commands that it runs. PYTHON is the interpreter that makes the .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/ready  ## the main job, on synthesised sounds: under 10 minutes on 2 cores
 	$(BIN)/ced-edge distill --size tiny --name demo
 
-test: .venv/ready  ## offline, on the CPU, a few minutes
+test: .venv/ready  ## all tests, offline, on the CPU: a few minutes
 	$(BIN)/pytest
 
 slow: .venv/ready  ## the tests that take minutes each
@@ -18,20 +18,20 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: .venv/ready  ## training and teaching speed, as ratios in one run
+bench: .venv/ready  ## speed of training and teaching
 	$(BIN)/python benchmarks/distill_speed.py
 
-# The other programs that `pytest -m interop` runs on our files, each in a place of its own.
+# The other programs that `pytest -m interop` runs on our files, each in an environment of its own.
 interop: $(patsubst %,.venv/interop/%/ready,mediapipe sherpa-onnx tensorflow tflite-runtime onnxruntime-web)
 
 BUNDLE ?= .venv/bundle
-arm: .venv/ready $(BUNDLE)  ## numerics of a bundle on ARM, emulated: make arm, or make arm BUNDLE=folder
+arm: .venv/ready $(BUNDLE)  ## predictions of a bundle on emulated ARM; make arm BUNDLE=folder for your own
 	$(BIN)/python interop/arm.py $(BUNDLE)
 
 .venv/bundle:
 	$(BIN)/ced-edge export students/tiny-esc10-pool --int8 --out $@
 
-# tflite-runtime has no wheels for a Python after 3.11.
+# tflite-runtime has no wheels for Python 3.12 and later.
 INTEROP_PYTHON ?= python3.11
 .venv/interop/%/ready: interop/%.txt
 	$(INTEROP_PYTHON) -m venv $(@D)
