@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -252,3 +254,71 @@ def test_without_locks_no_live_folder_is_removed(tmp_path: Path, monkeypatch: py
         write_marked(slow, "slow")
     assert mark(tmp_path / "bundle") == "slow"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+# Permissions, and bundles that lie.
+
+
+def write_named(folder: Path, *names: object) -> None:
+    """What passes for a bundle when it is replaced."""
+    text = {"format": 1, "files": [{"name": name} for name in names]}
+    (folder / BUNDLE_NAME).write_text(json.dumps(text))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o027, 0o002])
+def test_a_new_bundle_has_the_permissions_that_mkdir_gives(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        (tmp_path / "plain").mkdir()
+        with atomic_folder(tmp_path / "bundle") as folder:
+            write_named(folder)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "bundle") == mode(tmp_path / "plain") == 0o777 & ~umask
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+def test_a_replaced_bundle_keeps_its_permissions(tmp_path: Path) -> None:
+    """One that its owner made private does not become public by a new export."""
+    for _ in range(2):
+        with atomic_folder(tmp_path / "bundle") as folder:
+            write_named(folder)
+        (tmp_path / "bundle").chmod(0o750)
+    with atomic_folder(tmp_path / "bundle") as folder:
+        write_named(folder, "new.onnx")
+    assert mode(tmp_path / "bundle") == 0o750
+    assert "new.onnx" in (tmp_path / "bundle" / BUNDLE_NAME).read_text()
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "photos", "photos/a.onnx", "../thesis.txt", "", ".", "..", 7, None])
+def test_a_hostile_bundle_does_not_claim_other_files(tmp_path: Path, name: object) -> None:
+    """An export deletes the bundle that it replaces, and bundle.json names what belongs to it."""
+    bundle = tmp_path / "bundle"
+    (bundle / "photos").mkdir(parents=True)
+    (bundle / "photos" / "a.onnx").write_text("a")
+    (bundle / "thesis.txt").write_text("years")
+    write_named(bundle, "x.onnx", name)
+    (bundle / "x.onnx").write_text("x")
+    with (
+        pytest.raises(InputError, match=r"bundle holds files besides its bundle: photos, thesis\.txt; move them"),
+        atomic_folder(bundle) as folder,
+    ):
+        write_named(folder)
+    assert sorted(p.name for p in bundle.iterdir()) == [BUNDLE_NAME, "photos", "thesis.txt", "x.onnx"]
+
+
+def test_a_folder_with_the_name_of_a_model_file_is_not_deleted(tmp_path: Path) -> None:
+    (tmp_path / "bundle" / "x.onnx").mkdir(parents=True)
+    (tmp_path / "bundle" / "x.onnx" / "a").write_text("a")
+    write_named(tmp_path / "bundle", "x.onnx")
+    with (
+        pytest.raises(InputError, match=r"holds files besides its bundle: x\.onnx"),
+        atomic_folder(tmp_path / "bundle") as folder,
+    ):
+        write_named(folder)
+    assert (tmp_path / "bundle" / "x.onnx" / "a").read_text() == "a"
