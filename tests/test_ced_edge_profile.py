@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from conftest import Call
 from numpy.typing import NDArray
 from tiny_bundle import shared_bundle, with_file
 
-from ced_edge.proof import profile
-from ced_edge.proof import tflite_graph as cutout
+from ced_edge.errors import InputError
+from ced_edge.proof import profile, tflite_graph
 from ced_edge.proof.profile import OpTime, Profile, aggregate
 from ced_edge.proof.report import op_rows, profile_notes
 from ced_edge.proof.targets import Target, targets, window
@@ -91,7 +92,7 @@ ROWS, WIDTH = 200, 24
 
 
 class Net:
-    """Writes a .tflite file operator by operator; they are fed by tensor 0."""
+    """Writes a .tflite file operator by operator; tensor 0 is the input."""
 
     def __init__(self, *shape: int) -> None:
         self.s: Any = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="it writes these files")
@@ -121,7 +122,7 @@ class Net:
         return self.tensor(*shape, scale=0.01, data=self.rng.integers(-60, 60, shape, np.int8))
 
     def add(self, op: str, inputs: list[int], *outputs: int, **options: Any) -> int:
-        """The first output. `options` may have a `kind`, where it is not called after the operator."""
+        """The first output. `options` may hold `kind`, where the options are not named after the operator."""
         kind = options.pop("kind", op.title().replace("_", "")) + "Options"
         if op not in self.codes:
             self.codes.append(op)
@@ -144,7 +145,7 @@ class Net:
             number, version = getattr(self.s.BuiltinOperator, op), 4 if op == "FULLY_CONNECTED" else 1
             codes.append(self.s.OperatorCodeT(min(number, 127), version=version, builtinCode=number))
         model = self.s.ModelT(version=3, operatorCodes=codes, subgraphs=[main, inner], buffers=self.buffers)
-        path.write_bytes(cutout._packed(model))
+        path.write_bytes(tflite_graph._packed(model))
 
 
 def write_net(path: Path, samples: int) -> None:
@@ -154,7 +155,7 @@ def write_net(path: Path, samples: int) -> None:
     net, row = Net(1, samples), (ROWS, WIDTH)
     x = net.add("RESHAPE", [0, net.ints(ROWS, samples // ROWS)], net.tensor(ROWS, samples // ROWS))
     x = net.add("FULLY_CONNECTED", [x, net.floats(WIDTH, samples // ROWS), net.floats(WIDTH)], net.tensor(*row))
-    for _ in range(2):  # alike, but for their weights
+    for _ in range(2):  # the same work on other weights
         x = net.add("FULLY_CONNECTED", [x, net.floats(WIDTH, WIDTH), net.floats(WIDTH)], net.tensor(*row))
     # Ranges at run time, and no bias.
     x = net.add("FULLY_CONNECTED", [x, net.int8s(WIDTH, WIDTH), -1], net.tensor(*row), asymmetricQuantizeInputs=True)
@@ -214,13 +215,13 @@ def test_every_operator_alone_does_what_it_does_in_the_whole(
         for d, i in zip(alone.get_output_details(), op.outputs, strict=True):
             found, wanted = alone.get_tensor(d["index"]), values.get_tensor(i)
             assert wanted.std() > 0
-            step = 1 if wanted.dtype == np.int8 else 0.03  # ranges at run time may be rounded otherwise
+            step = 1 if wanted.dtype == np.int8 else 0.03  # ranges at run time may be rounded differently
             np.testing.assert_allclose(found, wanted, rtol=0, atol=step * delegate, err_msg=graph.name(op))
             done += 1
     assert done == len(graph.operators)  # SPLIT has two
 
 
-def test_operators_alike_are_timed_once(graph: Graph) -> None:
+def test_operators_of_one_kind_are_timed_once(graph: Graph) -> None:
     kinds = Counter((graph.name(op), graph.kind(op)) for op in graph.operators)
     assert [name for (name, _), n in kinds.items() if n > 1] == ["FULLY_CONNECTED"]
     assert max(kinds.values()) == 2
@@ -240,7 +241,7 @@ def test_a_profile_of_a_tflite_file(target: Target) -> None:
     assert found.method.startswith("each operator timed alone, as a model of its own; calling it takes at most ")
 
 
-def test_the_command_tells_it(call: Call, target: Target) -> None:
+def test_the_command_prints_it(call: Call, target: Target) -> None:
     args = ("bench", target.bundle.folder, "--format", "tflite", "--runtime", target.runtime, "--profile")
     quick = ("--rounds", 1, "--repeats", 1, "--cold", 1, "--threads", "1,2")
     code, out, err = call(*args, *quick)
@@ -263,6 +264,96 @@ def test_the_command_tells_it(call: Call, target: Target) -> None:
 
 
 def test_without_a_schema(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cutout, "SCHEMAS", ("no_such_module.schema",))
+    monkeypatch.setattr(tflite_graph, "SCHEMAS", ("no_such_module.schema",))
     with pytest.raises(NotInstalled, match=r"fp32\.tflite .*schema.*: pip install ai-edge-litert flatbuffers$"):
         profile.profile(target)
+
+
+# Hostile files.
+
+
+def refused(path: Path, content: bytes, message: str = "is no readable TFLite model") -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        Graph(path)
+
+
+def test_damaged_files_are_refused_in_one_line(target: Target, tmp_path: Path) -> None:
+    whole = target.bundle.path(target.file).read_bytes()
+    path = tmp_path / "x.tflite"
+    for size in (0, 3, 8, 100, len(whole) // 2):
+        refused(path, whole[:size])
+    refused(path, b"PK" + whole[2:4] + b"ELSE" + whole[8:], "does not begin as a TFLite file does")
+
+
+def test_whatever_bytes_are_changed_it_is_read_or_refused(target: Target, tmp_path: Path) -> None:
+    """Any other exception than InputError fails the test."""
+    whole, rng = target.bundle.path(target.file).read_bytes(), np.random.default_rng(0)
+    path, refusals = tmp_path / "x.tflite", 0
+    for _ in range(100):
+        changed = bytearray(whole)
+        for at in rng.integers(0, len(whole), 50):  # most of them hit weights, which may hold anything
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed)
+        try:
+            graph = Graph(path)
+        except InputError:
+            refusals += 1
+            continue
+        for op in graph.operators:
+            graph.kind(op), graph.name(op), graph.inputs(op)
+    assert 20 < refusals < 100
+
+
+def vector(b: Any, offsets: list[int]) -> int:
+    b.StartVector(4, len(offsets), 4)
+    for offset in reversed(offsets):
+        b.PrependUOffsetTRelative(offset)
+    return int(b.EndVector())
+
+
+@pytest.mark.parametrize("what", ["numbers", "texts"])
+def test_a_file_that_points_to_one_table_many_times_does_not_fill_the_memory(tmp_path: Path, what: str) -> None:
+    """50,000 operators that share 50,000 inputs, or as many tensors that share one long name: 10 GB, in 0.4 MB."""
+    s: Any = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="it writes these files")
+    import flatbuffers
+
+    b, many = flatbuffers.Builder(1024), 50_000
+    numbers = b.CreateNumpyVector(np.zeros(many, np.int32))
+    text = b.CreateString("x" * 200_000)
+    s.OperatorStart(b)
+    s.OperatorAddInputs(b, numbers)
+    operator = s.OperatorEnd(b)
+    s.TensorStart(b)
+    s.TensorAddName(b, text)
+    tensor = s.TensorEnd(b)
+    tensors, operators = vector(b, [tensor] * (many if what == "texts" else 1)), vector(b, [operator] * many)
+    s.SubGraphStart(b)
+    s.SubGraphAddTensors(b, tensors)
+    s.SubGraphAddOperators(b, operators)
+    graphs = vector(b, [s.SubGraphEnd(b)])
+    s.BufferStart(b)
+    buffers = vector(b, [s.BufferEnd(b)])
+    s.OperatorCodeStart(b)
+    codes = vector(b, [s.OperatorCodeEnd(b)])
+    s.ModelStart(b)
+    s.ModelAddSubgraphs(b, graphs)
+    s.ModelAddBuffers(b, buffers)
+    s.ModelAddOperatorCodes(b, codes)
+    b.Finish(s.ModelEnd(b), file_identifier=b"TFL3")
+    content = bytes(b.Output())
+    assert len(content) < 1_000_000
+    tracemalloc.start()
+    refused(tmp_path / "x.tflite", content, "claims more than its [0-9]+ bytes can hold")
+    assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    tracemalloc.stop()
+
+
+def test_numbers_that_lead_nowhere_are_refused(tmp_path: Path) -> None:
+    for spoil in ("input", "buffer", "opcode"):
+        net = Net(1, 4)
+        y = net.add("LOGISTIC", [7 if spoil == "input" else 0], net.tensor(1, 4))
+        net.tensors[0].buffer = 9 if spoil == "buffer" else 0
+        net.ops[0].opcodeIndex = 3 if spoil == "opcode" else 0
+        net.write(tmp_path / "good.tflite", y)
+        refused(tmp_path / "x.tflite", (tmp_path / "good.tflite").read_bytes(), "names something that is not there")

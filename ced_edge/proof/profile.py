@@ -1,4 +1,4 @@
-"""Where the time of a model goes: per type of operator, told by ONNX Runtime, and measured one by one for TFLite."""
+"""Time per type of operator: reported by ONNX Runtime for .onnx, measured operator by operator for .tflite."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ced_edge.proof.tflite_graph import Graph
 from ced_edge.runtime.backends import TFLITE_RUNTIMES
 
 VISIT_S = 2e-4
-"""Least time a visit to an operator measures: far above the clock's steps."""
+"""Shortest time that is measured at once, in seconds: far above the resolution of the clock."""
 
 
 @dataclass(frozen=True)
@@ -31,29 +31,29 @@ class OpTime:
 
     op: str
     calls: float
-    """In one run of the model."""
+    """Number of calls in one run of the model."""
     ms: float
-    """In one run of the model."""
+    """Time in one run of the model."""
     share: float
-    """Of the time of all operators."""
+    """Share of the time of all operators."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What one run of a model file is made of."""
+    """The operators of a model file, with their times in one run."""
 
     ops: list[OpTime]
-    """The slowest type first."""
+    """Types of operators, the slowest first."""
     whole_ms: float
-    """The whole model, timed in the same rounds."""
+    """Time of the whole model, measured in the same rounds."""
     method: str
     """How the operators were timed."""
     left_out: dict[str, int] = field(default_factory=dict)
-    """Operators that do not run on their own, by type."""
+    """Number of operators that cannot run on their own, by type."""
 
     @property
     def ops_ms(self) -> float:
-        """Sum of all operators."""
+        """Sum of the times of all operators."""
         return sum(op.ms for op in self.ops)
 
     def to_dict(self) -> dict[str, Any]:
@@ -62,9 +62,9 @@ class Profile:
 
 
 def profile(target: Target, repeats: int = 20, threads: int = 1) -> Profile:
-    """Time per type of operator, in this process, on a full window of noise.
+    """Time per type of operator, measured in this process on a full window of noise.
 
-    Raises NotInstalled where nothing here can take a .tflite file apart.
+    Raises NotInstalled where TFLite's schema is missing, InputError for a damaged .tflite file.
     """
     x = window(target.bundle)
     if target.bundle.input == "mel":
@@ -90,7 +90,7 @@ def _profile_onnx(target: Target, x: NDArray[Any], repeats: int, threads: int) -
 
 
 def aggregate(events: Sequence[dict[str, Any]]) -> Profile:
-    """ONNX Runtime's profile -> means over its runs, the first run left out."""
+    """ONNX Runtime's profile -> means over its runs. The first run, which allocates memory, is left out."""
     runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: float(e["ts"]))[1:]
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     times = [(e["args"]["op_name"], 1 / len(runs), e["dur"] / 1e3) for e in nodes if e["ts"] >= runs[0]["ts"]]
@@ -98,28 +98,29 @@ def aggregate(events: Sequence[dict[str, Any]]) -> Profile:
     return Profile(_summed(times), whole_ms, "by ONNX Runtime's own profiler, while the whole model ran")
 
 
-def _summed(times: Iterable[tuple[str, float, float]]) -> list[OpTime]:
+def _summed(calls_ms: Iterable[tuple[str, float, float]]) -> list[OpTime]:
     """(type, calls, ms of each call) -> one OpTime per type, the slowest first."""
     ms: dict[str, float] = defaultdict(float)
     calls: dict[str, float] = defaultdict(float)
-    for op, n, each in times:
+    for op, n, each in calls_ms:
         ms[op] += n * each
         calls[op] += n
-    found = [OpTime(op, round(calls[op], 6), ms[op], ms[op] / sum(ms.values())) for op in ms]
-    return sorted(found, key=lambda t: -t.ms)
+    times = [OpTime(op, round(calls[op], 6), ms[op], ms[op] / sum(ms.values())) for op in ms]
+    return sorted(times, key=lambda t: -t.ms)
 
 
 def _profile_tflite(target: Target, x: NDArray[Any], repeats: int, threads: int) -> Profile:
     module = importlib.import_module(next(name for name, package in TFLITE_RUNTIMES if package == target.runtime))
     path = target.bundle.path(target.file)
     graph = Graph(path)
-    alike: dict[str, list[Any]] = defaultdict(list)
+    # Twelve equal blocks hold the same operators twelve times; each kind is timed once and counted as often.
+    same_kind: dict[str, list[Any]] = defaultdict(list)
     for op in graph.operators:
-        alike[graph.kind(op)].append(op)
+        same_kind[graph.kind(op)].append(op)
     values = run_plainly(module, path, x)
     parts, left_out = [loaded(module, [x], model_path=str(path), num_threads=threads)], Counter[str]()
     names, counts = [], []
-    for first, *others in alike.values():
+    for first, *others in same_kind.values():
         try:
             inputs = [values.get_tensor(i) for i in graph.inputs(first)]
             parts.append(loaded(module, inputs, model_content=graph.cut(first), num_threads=threads))
@@ -128,7 +129,7 @@ def _profile_tflite(target: Target, x: NDArray[Any], repeats: int, threads: int)
             continue
         names.append(graph.name(first))
         counts.append(1 + len(others))
-    del values  # every tensor of the model
+    del values  # it holds every tensor of the model
     whole_ms, *ms = (1e3 * s for s in _median_seconds(parts, repeats))
     times = _summed(zip(names, counts, ms, strict=True))
     call_us = 1e3 * min(ms, default=0)
@@ -137,14 +138,17 @@ def _profile_tflite(target: Target, x: NDArray[Any], repeats: int, threads: int)
 
 
 def run_plainly(module: Any, path: Path, x: NDArray[Any]) -> Any:
-    """An Interpreter of `module` that has run the file and holds every tensor; a delegate would hide its own."""
+    """An Interpreter of `module` that has run the file on `x` and holds the values of all tensors.
+
+    It runs without delegates such as XNNPACK, which keep the tensors inside their part of the model to themselves.
+    """
     plain = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     keep = {"experimental_op_resolver_type": plain, "experimental_preserve_all_tensors": True}
     return loaded(module, [x], model_path=str(path), **keep)
 
 
 def loaded(module: Any, inputs: Sequence[NDArray[Any]], **flags: Any) -> Any:
-    """An Interpreter of `module` that has run once on `inputs`. Raises ValueError or RuntimeError where it cannot."""
+    """An Interpreter of `module` that has run once on `inputs`. Raises ValueError or RuntimeError if it cannot run."""
     interpreter = module.Interpreter(**flags)
     interpreter.allocate_tensors()
     for d, x in zip(interpreter.get_input_details(), inputs, strict=True):
@@ -154,7 +158,7 @@ def loaded(module: Any, inputs: Sequence[NDArray[Any]], **flags: Any) -> Any:
 
 
 def _median_seconds(interpreters: Sequence[Any], rounds: int) -> list[float]:
-    """Of one call of each. Every round visits all of them, so that what else the machine does hits all alike."""
+    """Median seconds of one call of each. Every round visits all, so that a busy moment slows all by the same."""
     quickest = [min(_seconds(i, 1) for _ in range(3)) for i in interpreters]
     calls = [1 + int(VISIT_S / s) for s in quickest]
     times = [[_seconds(i, n) for i, n in zip(interpreters, calls, strict=True)] for _ in range(rounds)]
@@ -162,7 +166,7 @@ def _median_seconds(interpreters: Sequence[Any], rounds: int) -> list[float]:
 
 
 def _seconds(interpreter: Any, calls: int) -> float:
-    """Mean of `calls`, after one that brings back what the others drove out of the caches."""
+    """Mean seconds of `calls` calls. A call before them refills the caches, which the other interpreters used."""
     interpreter.invoke()
     began = time.perf_counter()
     for _ in range(calls):
