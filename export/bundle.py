@@ -1,12 +1,13 @@
-"""A checkpoint as a bundle: which files, in which order, and nothing in its place before all of them are verified."""
+"""Export of a checkpoint as a bundle. Nothing is put in place before all of its files are verified."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,10 @@ from export.replace import atomic_folder
 from export.sounds import calibration_waves
 from export.verify import Verdict, verify
 
-_FULL = 1_000_000
-"""A disk with fewer bytes left is why something failed."""
+log = logging.getLogger(__name__)
 
-Say = Callable[[str], None]
+_FULL = 1_000_000
+"""With less free space than this, in bytes, a failure is reported as "no space left"."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,18 @@ class ExportConfig:
 
     formats: tuple[str, ...] = FORMATS
     kinds: tuple[str, ...] = ("fp32", "int8")
-    """fp32 always comes along: it is what the others are made from and compared with."""
+    """int8 and int8-static files are converted from the fp32 file, so fp32 is always exported."""
     input: str = "waveform"
     window_s: float = 10.0
+    """Longest input of one call, in seconds."""
     per_channel: bool = True
-    """int8 weights with a scale per output channel, or one for all of them."""
+    """Whether int8 weights have a scale per output channel. False: one scale per matrix."""
     calibration: Path | None = None
-    """A pack, a manifest or a folder: sounds to measure ranges on, besides synthetic ones. int8-static needs it."""
+    """Pack, manifest or folder of sounds to measure ranges on, besides synthetic ones. int8-static needs it."""
 
     @property
     def needs_ranges(self) -> bool:
-        """Whether any of the files has ranges that are measured beforehand."""
+        """Whether any of the files has ranges that are measured before the export."""
         return "int8-static" in self.kinds or ("int8" in self.kinds and "tflite" in self.formats)
 
     def __post_init__(self) -> None:
@@ -64,29 +66,27 @@ class ExportConfig:
             if not values or set(values) - set(known):
                 problems.append(f"unknown {what} {','.join(values)!r}: choose from {', '.join(known)}")
         if "int8-static" in self.kinds and self.calibration is None:
-            problems.append("--int8-static needs sounds to measure ranges on: give --calibration PACK, FOLDER or CSV")
+            problems.append("int8-static needs sounds to measure ranges on: give --calibration PACK, FOLDER or CSV")
         if problems:
             raise InputError("; ".join(problems))
 
 
-def export_bundle(
-    source: str | Path, out: Path, config: ExportConfig, clips: Sequence[Clip] = (), say: Say = lambda text: None
-) -> list[Verdict]:
-    """Export the checkpoint `source` into the bundle `out`; `clips` are verified besides the synthetic sounds.
+def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Sequence[Clip] = ()) -> list[Verdict]:
+    """Export the checkpoint `source` into the bundle `out`. Verify it on synthetic sounds, and on `clips` if any.
 
-    Raises InputError on input that is no use, and CedEdgeError when a file does not answer as the checkpoint does;
-    `out` is then as it was.
+    Raises InputError for input that cannot be used, and CedEdgeError when the predictions of a file differ too much
+    from the checkpoint's. `out` is then unchanged.
     """
     weights = find_checkpoint(source).weights
     model = load_model(source)
     spec, rate = model.spec, model.spec.frontend.rate_hz
     if spec.n_classes != N_CLASSES:
-        # A device shows names for them: those of labels.txt.
-        raise InputError(f"{weights} tells {spec.n_classes} classes: only the {N_CLASSES} of AudioSet can be exported")
+        # A device shows the names in labels.txt, and there is only one list of names.
+        raise InputError(f"{weights} has {spec.n_classes} classes: only the {N_CLASSES} of AudioSet can be exported")
     shortest_s, longest_s = spec.min_samples / rate, spec.max_samples / rate
     hint = ""
     if "tflite" in config.formats:
-        # litert-torch makes an impossible product of a single column of patches.
+        # With a single column of patches, litert-torch writes a product of shapes that do not fit.
         hint = f", or from {shortest_s:g} with --format onnx"
         shortest_s = (2 * spec.patch - 1) * spec.frontend.hop / rate
     if not shortest_s <= config.window_s <= longest_s:
@@ -95,20 +95,20 @@ def export_bundle(
         )
     window = round(config.window_s * rate)
     with atomic_folder(out) as folder:
-        files = _Files(folder, model, config, window, say)
+        files = _Files(folder, model, config, window)
         made = [(kind, format) for format in config.formats for kind in _kinds(config)]
         for kind, format in made:
             files.make(kind, format)
         (folder / LABELS_NAME).write_text(labels_text(), encoding="utf-8")
         if config.input == "mel":
-            # sherpa-onnx, which these files are for, asks for it.
+            # sherpa-onnx, which mel files are for, reads the names of the classes from this table.
             (folder / TABLE_NAME).write_text(table(), encoding="utf-8")
         bundle = Bundle(
             folder=folder,
             spec=spec,
             window_s=config.window_s,
             input=config.input,
-            # Only now: quantisation finds its way by the names that metadata shortens.
+            # Metadata comes last: it shortens the names of tensors by which quantisation finds its layers.
             files=tuple(files.describe(kind, format) for kind, format in made),
             checkpoint_sha256=sha256_file(weights),
             labels_sha256=sha256_file(folder / LABELS_NAME),
@@ -116,11 +116,11 @@ def export_bundle(
             versions=_versions(),
         )
         bundle.write()
-        bundle = read_bundle(folder)  # as a device does
+        bundle = read_bundle(folder)  # with every check that a device makes
         verdicts = []
         for what, chosen in (("synthetic sounds", ()), ("clips", clips)):
             if chosen or what == "synthetic sounds":
-                say(f"verify: {what}")
+                log.info("verify: %s", what)
                 verdicts += verify(bundle, model, chosen)
         if problems := [f"{v.file}: {p}" for v in verdicts for p in v.problems]:
             raise CedEdgeError(f"{out} was not written: {'; '.join(problems)}")
@@ -132,32 +132,33 @@ def _kinds(config: ExportConfig) -> list[str]:
 
 
 class _Files:
-    """The model files of a bundle, one after the other; float ones first, as the others are made from them."""
+    """Writes the model files of a bundle. The fp32 file of a format must be written before its int8 files."""
 
-    def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int, say: Say) -> None:
-        self.folder, self.model, self.config, self.window, self.say = folder, model, config, window, say
-        self._taggers = {
+    def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int) -> None:
+        self.folder, self.model, self.config, self.window = folder, model, config, window
+        self._models = {
             format: ExportModel(model, config.input == "waveform", block)
             for format, block in (("onnx", FoldedBlock), ("tflite", CentredBlock))
         }
-        # Now, as a wrong path should not cost minutes.
+        # Before the conversion, which takes minutes: a wrong path is reported at once.
         self._calibration = self._calibrate() if config.needs_ranges else []
 
     def make(self, kind: str, format: str) -> None:
-        """Write a bare model file."""
+        """Write a model file without metadata. Raises CedEdgeError when the disk is full."""
         path = self._path(kind, format)
-        self.say(f"export: {path.name}")
-        # Quantising writes a copy of the float file, adding metadata another.
+        log.info("export: %s", path.name)
+        # Room for the float file and a third more: quantising and metadata work on copies.
         self._check_space(path, round(1.3 * 4 * sum(p.numel() for p in self.model.parameters())))
         try:
             self._convert(kind, format, path)
         except Exception:
+            # When the disk is full, converters report something else, such as a corrupt file. So check the disk first.
             self._check_space(path, _FULL)
             raise
 
     def _convert(self, kind: str, format: str, path: Path) -> None:
         if kind == "fp32":
-            {"onnx": to_onnx, "tflite": to_tflite}[format](self._taggers[format], path, self.window)
+            {"onnx": to_onnx, "tflite": to_tflite}[format](self._models[format], path, self.window)
         elif (kind, format) == ("int8", "onnx"):
             quantize.onnx_int8(self._path("fp32", format), path, self.config.per_channel)
         else:
@@ -169,7 +170,7 @@ class _Files:
             quantise(self._path("fp32", format), path, self._calibration, self.config.per_channel)
 
     def _check_space(self, path: Path, needed: int) -> None:
-        """Raises CedEdgeError where the disk is too full: a converter calls that a broken file, or dies of it."""
+        """Raise CedEdgeError when the target's disk or that of temporary files has less free space than `needed`."""
         for place in (self.folder.parent, Path(tempfile.gettempdir())):
             if (free := shutil.disk_usage(place).free) < needed:
                 raise CedEdgeError(
@@ -178,7 +179,7 @@ class _Files:
                 )
 
     def describe(self, kind: str, format: str) -> ModelFile:
-        """Let a file say of itself what it is, and the manifest too."""
+        """Write metadata into a model file, and return its entry for bundle.json."""
         path = self._path(kind, format)
         add = {"onnx": metadata.add_onnx_metadata, "tflite": metadata.add_tflite_metadata}[format]
         add(path, self.model.spec, self.config.input, self.config.window_s)
@@ -197,7 +198,7 @@ class _Files:
 
 
 def _reference(weights: Path) -> dict[str, Any] | None:
-    """Metrics of the reference beside the checkpoint, if it is this checkpoint's."""
+    """What the reference beside the checkpoint says, without its arrays; None if it is of other weights."""
     if not (weights.parent / JSON_NAME).is_file():
         return None
     reference = read_reference(weights.parent)
@@ -208,11 +209,12 @@ def _reference(weights: Path) -> dict[str, Any] | None:
 
 
 def _versions() -> dict[str, str]:
+    """Versions of the packages that wrote the files."""
     packages = ("ced-edge", "torch", "onnx", "onnxruntime", "litert-torch", "ai-edge-quantizer")
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def export(
     )
     if calibration is not None and not config.needs_ranges:
         raise InputError("--calibration has no effect on these files, which measure no ranges: leave it out")
-    verdicts = export_bundle(source, out, config, clips, lambda text: click.echo(text, err=True))
+    verdicts = export_bundle(source, out, config, clips)
     if as_json:
         click.echo(json.dumps({"bundle": str(out), "files": [v.to_dict() for v in verdicts]}, indent=1))
     else:
@@ -119,9 +120,10 @@ def table(verdicts: list[Verdict]) -> str:
         f"{'noise':>6} {'top-1':>7} {'top-5':>7} {'mAP':>7} {'drop':>8}"
     ]
     for v in verdicts:
-        row = f"{v.file:24} {v.bytes / 1e6:6.2f} {v.clips:6} {v.max_error:9.1e} {v.mean_error:10.1e}"
-        row += f" {v.noise:6.3f} {v.top1:7.1%} {v.top5:7.1%}"
-        if v.mean_ap is not None and v.checkpoint_mean_ap is not None:
-            row += f" {v.mean_ap:7.4f} {v.checkpoint_mean_ap - v.mean_ap:8.4f}"
+        c = v.comparison
+        row = f"{v.file:24} {v.bytes / 1e6:6.2f} {c.clips:6} {c.max_error:9.1e} {c.mean_error:10.1e}"
+        row += f" {c.noise:6.3f} {c.top1:7.1%} {c.top5:7.1%}"
+        if not math.isnan(c.drop):
+            row += f" {c.mean_ap:7.4f} {c.drop:8.4f}"
         rows.append(row)
     return "\n".join(rows)

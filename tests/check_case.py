@@ -1,4 +1,4 @@
-"""What the tests of `ced-edge check` share: clips, a reference, a bundle that is right, and ways to spoil it."""
+"""What the tests of `ced-edge check` share: clips, a reference, a correct bundle, and ways to spoil it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,19 @@ from ced_edge.audio.read import load
 from ced_edge.files import sha256_file
 from ced_edge.network.ced import CED, predict
 from ced_edge.network.checkpoint import save_model
-from ced_edge.runtime.bundle import Bundle
+from ced_edge.proof.bounds import DEFAULTS, Bounds
+from ced_edge.proof.check import Result, check
+from ced_edge.proof.reference import read_reference
+from ced_edge.proof.targets import targets
+from ced_edge.runtime.bundle import Bundle, read_bundle
 from distill.evaluation.evaluate import evaluate
 
 N_CLIPS, N_LABELS = 24, 20
+# With random weights, probabilities differ little between clips, so eight bits are more noise than in a real model.
+LIMITS = {
+    kind: dataclasses.replace(b, max_noise=max(b.max_noise, 0.2), max_error=b.max_error if kind == "fp32" else 1.0)
+    for kind, b in DEFAULTS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ class Case:
         return self.folder / "reference.json"
 
     def copy(self, folder: Path) -> Case:
-        """Its own files to change."""
+        """A copy whose files may be changed."""
         return Case(shutil.copytree(self.folder, folder / "case"))
 
 
@@ -74,7 +83,7 @@ def write_clip(folder: Path, i: int, seconds: float) -> str:
 
 
 def labels_of(model: CED, folder: Path, names: list[str]) -> list[list[int]]:
-    """For each clip the classes that the model hears in it: those above the widest gap in the class's answers."""
+    """Labels for which the model has a mAP of 1: per class, the clips above the widest gap in its probabilities."""
     with torch.no_grad():
         waves = [torch.from_numpy(load(folder / name, 16_000))[None] for name in names]
         probs = np.concatenate([predict(model, wave).numpy() for wave in waves])  # (N, C)
@@ -125,7 +134,7 @@ def _rounding(name: str, out: str, levels: int) -> list[onnx.NodeProto]:
 
 
 def permute_outputs(path: Path, out: Path) -> None:
-    """Write a model that gives class i the answer of class i + 1."""
+    """Write a model that gives class i the probability of class i + 1."""
     model = onnx.load(path)
     for w in model.graph.initializer:
         if w.name in ("model.outputlayer.1.weight", "model.outputlayer.1.bias"):
@@ -134,7 +143,7 @@ def permute_outputs(path: Path, out: Path) -> None:
 
 
 def replace_file(bundle: Bundle, path: Path) -> None:
-    """Let the manifest know the file's new content."""
+    """Write the hash and size of a changed file into bundle.json."""
     files = tuple(
         dataclasses.replace(f, sha256=sha256_file(path), bytes=path.stat().st_size) if f.name == path.name else f
         for f in bundle.files
@@ -144,6 +153,25 @@ def replace_file(bundle: Bundle, path: Path) -> None:
 
 @functools.cache
 def shared_case(folder: Path) -> Case:
-    """Made once; to be read, and copied by whoever changes it."""
+    """A case that is made once per process. Tests that change its files must copy it."""
     folder.mkdir()
     return write_case(folder)
+
+
+def run_check(
+    case: Case, kind: str | None = None, stream: bool = False, limits: dict[str, Bounds] = LIMITS
+) -> list[Result]:
+    """`ced-edge check` on every file, or those of one kind."""
+    wanted = targets(read_bundle(case.bundle), kind=kind)
+    return check(
+        wanted, read_reference(case.reference), read_manifest(case.data), limits, stream=stream, rounds=1, repeats=1
+    )
+
+
+def spoil(
+    case: Case, name: str = "24x2-int8.onnx", weight_bits: int | None = None, activation_bits: int | None = None
+) -> None:
+    """Write the int8 file again, with fewer bits."""
+    bundle = read_bundle(case.bundle)
+    round_model(case.bundle / "24x2-fp32.onnx", case.bundle / name, weight_bits, activation_bits)
+    replace_file(bundle, case.bundle / name)

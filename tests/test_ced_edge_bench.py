@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,8 @@ from tiny_bundle import shared_bundle
 
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import log_mel
-from ced_edge.proof import bench, worker
-from ced_edge.proof.targets import Target, targets
+from ced_edge.proof import bench
+from ced_edge.proof.targets import Target, install_advice, targets
 from ced_edge.proof.worker import Worker
 from ced_edge.runtime import backends
 from ced_edge.runtime.backends import installed
@@ -30,7 +32,7 @@ def target() -> Target:
 # The child process.
 
 
-def test_a_worker_answers_as_the_tagger(target: Target) -> None:
+def test_a_worker_predicts_as_the_tagger(target: Target) -> None:
     wave = bench.window(target.bundle)[:20_000]
     with Worker(target) as w:
         np.testing.assert_array_equal(w.predict(wave), Tagger(target.bundle).predict(wave))
@@ -45,7 +47,7 @@ def test_a_worker_answers_as_the_tagger(target: Target) -> None:
     assert peak is None or 20 < peak < 2_000
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell of memory in other ways")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems report memory in other ways")
 def test_the_peak_is_the_childs_own(target: Target) -> None:
     """Not what this process held when it started the child, as ru_maxrss would have it."""
     ballast = np.ones(300_000_000 // 8)
@@ -106,8 +108,33 @@ def test_every_installed_runtime_is_a_target(monkeypatch: pytest.MonkeyPatch) ->
         targets(bundle, "b")
     with pytest.raises(InputError, match="has no int8 file"):
         targets(bundle, kind="int8")
-    monkeypatch.setattr(worker, "ONNX_RUNTIMES", (("no_such_module", "none"),))
+    monkeypatch.setattr(backends, "ONNX_RUNTIMES", (("no_such_module", "none"),))
     assert [t.runtime for t in targets(bundle)] == ["", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "packages"),
+    [(["onnx"], "onnxruntime"), (["tflite"], "ai-edge-litert"), (["tflite", "onnx"], "ai-edge-litert onnxruntime")],
+)
+def test_the_advice_names_the_runtime_of_the_files_format(target: Target, suffixes: list[str], packages: str) -> None:
+    files = [dataclasses.replace(target.file, name=f"x.{suffix}") for suffix in suffixes]
+    missing = [dataclasses.replace(target, file=file, runtime="") for file in files]
+    assert install_advice(missing) == f"nothing here runs {', '.join(f.name for f in files)}: pip install {packages}"
+
+
+def test_what_the_child_prints_does_not_break_its_answers() -> None:
+    """Runtimes print from C++, right to the file descriptor of stdout."""
+    code = (
+        "import os, sys; from ced_edge.proof import worker\n"
+        "worker._Served.peak_mb = lambda self: os.system('echo loud') or print('louder', flush=True) or 1.5\n"
+        "worker.serve()"
+    )
+    root = Path(__file__).resolve().parents[1]
+    child = subprocess.run(
+        [sys.executable, "-c", code], input=pickle.dumps(("peak_mb", ())), cwd=root, capture_output=True, check=True
+    )
+    assert pickle.loads(child.stdout) == 1.5
+    assert child.stderr.split() == [b"loud", b"louder"]
 
 
 # Timing.
@@ -135,7 +162,7 @@ def test_files_take_turns(target: Target) -> None:
     assert bench.spread(seconds[0]) == pytest.approx(1.0)
 
 
-def test_bench_tells_it_all(target: Target) -> None:
+def test_bench_reports_every_figure(target: Target) -> None:
     one, two = bench.bench([target], threads=(1, 2), rounds=2, repeats=2, cold=1)
     assert (one.threads, two.threads) == (1, 2)
     for t in (one, two):
@@ -147,7 +174,7 @@ def test_bench_tells_it_all(target: Target) -> None:
         assert t.spread >= 0
 
 
-# What is heard.
+# The input that is timed.
 
 
 def test_the_window_is_loud_enough_and_always_the_same(target: Target) -> None:

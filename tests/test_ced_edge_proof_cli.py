@@ -16,8 +16,8 @@ pytest.importorskip("onnx", reason="onnx spoils the model files of these tests")
 from check_case import Case, replace_file, round_model, shared_case
 
 from ced_edge.errors import InputError
-from ced_edge.proof import worker
 from ced_edge.proof.cli import parse_threads
+from ced_edge.runtime import backends
 from ced_edge.runtime.bundle import read_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,10 +68,9 @@ def test_a_right_bundle(call: Call, case: Case) -> None:
     code, out, err = call(*check(case, *LOUD, "--stream", "--report", "out.html"))
     assert (code, err) == (0, "report: out.html\n")
     lines = out.splitlines()
-    assert lines[0].split()[:4] == ["file", "runtime", "mAP", "drop"]
-    assert [line.split()[0] for line in lines[1:3]] == ["24x2-int8.onnx", "24x2-fp32.onnx"]
-    assert [line.split()[-1] for line in lines[1:3]] == ["ok", "ok"]
-    assert len(re.findall("in a stream exactly as heard whole", out)) == 2
+    assert lines[0].split()[:5] == ["verdict", "file", "runtime", "mAP", "drop"]
+    assert [line.split()[:2] for line in lines[1:3]] == [["ok", "24x2-int8.onnx"], ["ok", "24x2-fp32.onnx"]]
+    assert len(re.findall("predictions in a stream are exactly equal", out)) == 2
     text = Path("out.html").read_text()
     page = Page(text)
     assert page.tags.count("svg") == 2
@@ -88,13 +87,13 @@ def test_a_broken_bundle(call: Call, spoilt: Case) -> None:
     assert code == 1
     assert re.search(r"ced-edge: \d bounds are broken: 24x2-int8\.onnx on onnxruntime [\d.]+: mAP drop 0\.1", err)
     assert err.count("\n") == 2  # and where the report is
-    assert out.splitlines()[1].split()[-1] == "BROKEN"
+    assert out.splitlines()[1].split()[0] == "BROKEN"
     assert "lost most: " in out
     assert "Bounds are broken." in Path("out.html").read_text()
 
 
 def test_json_and_bounds_from_a_file(call: Call, spoilt: Case) -> None:
-    lenient = "max_noise = inf\nmax_drop = 1\nmax_class_drop = 1\nmin_top1 = 0\n"
+    lenient = "max_noise = inf\nmax_error = 1\nmax_drop = 1\nmax_class_drop = 1\nmin_top1 = 0\n"
     Path("pyproject.toml").write_text(f"[tool.ced-edge.check]\n{lenient}")
     code, out, err = call(*check(spoilt, "--json"))
     assert (code, err) == (0, "")
@@ -128,10 +127,11 @@ def test_bad_input_is_one_line(call: Call, case: Case, tmp_path: Path, monkeypat
     refused("runs on 'abacus' here: there is onnxruntime", *check(case, "--runtime", "abacus"))
     refused("has no `split` column", *check(case, "--split", "dev"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    refused("--report draws its plots with matplotlib: pip install matplotlib", *check(case, "--report", "x.html"))
-    monkeypatch.setattr(worker, "ONNX_RUNTIMES", (("no_such_module", "none"),))
-    refused("nothing here runs 24x2-int8.onnx: pip install onnxruntime, or leave it out", *check(case))
-    refused("nothing here runs any of these files", "bench", case.bundle)
+    refused("--report needs matplotlib: pip install matplotlib", *check(case, "--report", "x.html"))
+    monkeypatch.setattr(backends, "ONNX_RUNTIMES", (("no_such_module", "none"),))
+    missing = "nothing here runs 24x2-int8.onnx, 24x2-fp32.onnx: pip install onnxruntime"
+    refused(f"{missing}, or leave it out", *check(case))
+    refused(f"{missing}\n", "bench", case.bundle)
     assert list(Path().iterdir()) == []
 
 

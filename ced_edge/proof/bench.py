@@ -1,4 +1,4 @@
-"""How fast a bundle is on this machine, how long it takes to load, and how much memory it needs."""
+"""Latency, load time and memory of the model files of a bundle on this machine."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from ced_edge.proof.worker import Worker
 
 @dataclass(frozen=True)
 class Timing:
-    """One model file on one runtime, one full window a call, from the waveform to the probabilities."""
+    """Times of one model file on one runtime. A call takes one full window, from the waveform to the probabilities."""
 
     file: str
     """Path of the model file."""
     kind: str
     runtime: str
-    """With its version."""
+    """Package and version."""
     threads: int
     median_ms: float
     p95_ms: float
     spread: float
-    """(slowest - fastest) / median, of the rounds' medians: below it, a difference tells nothing."""
+    """(slowest - fastest) / median, of the rounds' medians. A smaller difference between two files means nothing."""
     real_time_factor: float
-    """Time it takes per time it hears: below 1 it keeps up."""
+    """Time of a call divided by the length of its window: below 1 the file keeps up with live audio."""
     load_ms: float
-    """Reading, checking and loading, the runtime's import included."""
+    """Time to read, check and load the file, with the import of the runtime."""
     cold_ms: float
-    """From the start of a process to its first tags."""
+    """Time from the start of a process to its first probabilities."""
     peak_mb: float | None
-    """Most memory of such a process, Python included, in 1e6 bytes."""
+    """Peak memory of such a process in 1e6 bytes, Python included; None where the system cannot measure it."""
     size_mb: float
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,7 +47,7 @@ class Timing:
 def time_rounds(workers: Sequence[Worker], rounds: int, repeats: int) -> Float64:
     """Seconds of every call: (workers, rounds, repeats).
 
-    Each round visits every worker, so that what else the machine does hits all of them alike.
+    Each round visits every worker, so that a machine that is busy for a while slows all of them by the same.
     """
     waves = [window(worker.target.bundle) for worker in workers]
     seconds = [[w.seconds(x, repeats) for w, x in zip(workers, waves, strict=True)] for _ in range(rounds)]
@@ -55,13 +55,13 @@ def time_rounds(workers: Sequence[Worker], rounds: int, repeats: int) -> Float64
 
 
 def spread(seconds: Float64) -> float:
-    """Seconds (rounds, repeats) -> (slowest - fastest) / median, of the rounds' medians."""
+    """(slowest - fastest) / median of the rounds' medians; seconds (rounds, repeats)."""
     medians = np.median(seconds, axis=1)
     return float((medians.max() - medians.min()) / np.median(medians))
 
 
 def cold_ms(target: Target, threads: int) -> float:
-    """From the start of a process to its first tags."""
+    """Milliseconds from the start of a process to its first probabilities."""
     wave = window(target.bundle)
     with Worker(target, threads) as worker:
         worker.predict(wave)
@@ -71,19 +71,24 @@ def cold_ms(target: Target, threads: int) -> float:
 def bench(
     targets: Sequence[Target], threads: Sequence[int] = (1,), rounds: int = 5, repeats: int = 10, cold: int = 3
 ) -> list[Timing]:
-    """Time every target with every number of threads, interleaved; `cold` processes are started for each."""
-    found: list[Timing] = []
+    """Time every target with every number of threads; the targets take turns. `cold` is the number of cold starts.
+
+    Raises CedEdgeError when a file cannot be loaded or run.
+    """
+    timings: list[Timing] = []
     for n in threads:
+        # Cold starts come first, one process at a time: a second one beside it would share its core and disk.
         colds = np.array([[cold_ms(target, n) for target in targets] for _ in range(cold)])
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(Worker(target, n)) for target in targets]
             times = time_rounds(workers, rounds, repeats)
             for worker, seconds, first in zip(workers, times, colds.T, strict=True):
-                found.append(_timing(worker, n, seconds, float(np.median(first))))
-    return found
+                timings.append(_timing(worker, n, seconds, float(np.median(first))))
+    return timings
 
 
 def _timing(worker: Worker, threads: int, seconds: Float64, cold: float) -> Timing:
+    """The figures of one worker; seconds (rounds, repeats), `cold` in milliseconds."""
     bundle, file = worker.target.bundle, worker.target.file
     median_s = float(np.median(seconds))
     return Timing(

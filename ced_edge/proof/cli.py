@@ -17,7 +17,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.figures import require_matplotlib
 from ced_edge.machine import cpu_name
 from ced_edge.proof.bounds import Bounds, read_bounds
-from ced_edge.proof.targets import Target, targets
+from ced_edge.proof.targets import Target, install_advice, targets
 from ced_edge.proof.worker import Worker
 from ced_edge.runtime.backends import NotInstalled
 from ced_edge.runtime.bundle import FORMATS, KINDS, read_bundle
@@ -133,13 +133,16 @@ def bench(
     from ced_edge.proof import report as tables
 
     wanted: list[Target] = []
+    missing: list[Target] = []
     for target in find_targets(bundles, flags):
         if target.runtime:
             wanted.append(target)
         else:
-            click.echo(f"left out: nothing here runs {target.file.name}: pip install ai-edge-litert", err=True)
+            missing.append(target)
     if not wanted:
-        raise InputError("nothing here runs any of these files: pip install onnxruntime ai-edge-litert")
+        raise InputError(install_advice(missing))
+    for target in missing:
+        click.echo(f"left out: {install_advice([target])}", err=True)
     counts = parse_threads(threads)
     timings = measure.bench(wanted, counts, rounds, repeats, cold)
     if not as_json:

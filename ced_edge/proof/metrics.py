@@ -1,4 +1,4 @@
-"""How good a tagger is: average precision per class, its mean, and top-1 by group, in numpy alone."""
+"""Accuracy of a tagger: average precision per class, its mean, and top-1 by group. Needs numpy only."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ced_edge.errors import CedEdgeError
 def average_precision(targets: Bools, scores: NDArray[np.floating]) -> Float64:
     """Average precision of each class: targets (N, C), scores (N, C) of any finite scale -> (C,) in [0, 1].
 
-    Clips with equal scores count as one threshold, as in scikit-learn's average_precision_score. A class without
-    a positive has no average precision: NaN. Raises CedEdgeError when a score is not finite.
+    Clips with equal scores share one threshold, as in scikit-learn's average_precision_score. A class that no clip
+    has gets NaN. Raises CedEdgeError when a score is not finite.
     """
     if targets.shape != scores.shape or targets.ndim != 2:
         raise ValueError(f"targets {targets.shape} and scores {scores.shape} are not two (N, C) arrays")
@@ -30,14 +30,16 @@ def _one_class(targets: Bools, scores: NDArray[np.floating]) -> float:
     order = np.argsort(-scores, kind="stable")
     scores = scores[order]
     hits = np.cumsum(targets[order])  # (N,)
-    last = np.append(scores[1:] != scores[:-1], True)  # the last clip of each run of equal scores
+    # A threshold takes all clips of equal score or none of them, so precision is read at the last clip of each run.
+    # Reading it at every clip would make the result depend on the order in which equal clips happen to stand.
+    last = np.append(scores[1:] != scores[:-1], True)
     precision = hits[last] / (np.flatnonzero(last) + 1)
     recall_gain = np.diff(hits[last], prepend=0) / hits[-1]
     return float(np.sum(recall_gain * precision))
 
 
 def mean_ap(per_class: Float64) -> float:
-    """Mean of average precisions (C,) over the classes present (not NaN); NaN when there is none."""
+    """Mean of average precisions (C,) over the classes that are not NaN; NaN when all are."""
     present = per_class[~np.isnan(per_class)]
     return float(present.mean()) if len(present) else float("nan")
 
@@ -51,7 +53,7 @@ def multi_hot(labels: Sequence[Iterable[int]], n_classes: int) -> Bools:
 
 
 def classes_by_group(groups: Sequence[str], labels: Sequence[Iterable[int]]) -> dict[str, tuple[int, ...]]:
-    """Group -> its classes, the union of the labels of its clips; groups without a label are left out."""
+    """Classes of each group: the union of its clips' labels. Groups without any label are left out."""
     union: dict[str, set[int]] = {}
     for group, indices in zip(groups, labels, strict=True):
         union.setdefault(group, set()).update(indices)
@@ -61,9 +63,10 @@ def classes_by_group(groups: Sequence[str], labels: Sequence[Iterable[int]]) -> 
 def top1_by_group(
     groups: Sequence[str], group_classes: Mapping[str, Sequence[int]], probs: NDArray[np.floating]
 ) -> float:
-    """Share of clips, probs (N, C), whose own group scores highest; a group's score is the max over its classes.
+    """Share of the clips, probs (N, C), for which their own group has the highest score. NaN without clips.
 
-    Of groups with equal scores the first in sorted order wins. Clips of a group without classes are misses.
+    The score of a group is the largest probability of its classes. Between equal scores the group that sorts first
+    wins. A clip whose group has no classes counts as wrong.
     """
     if not group_classes or not groups:
         return float("nan")

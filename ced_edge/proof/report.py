@@ -1,4 +1,4 @@
-"""Results of `ced-edge check` and `ced-edge bench` for people: aligned tables, and one HTML file with plots."""
+"""Results of `ced-edge check` and `ced-edge bench` to read: aligned tables, and one HTML file with plots."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ced_edge.proof.check import Result
 from ced_edge.proof.profile import Profile
 from ced_edge.proof.reference import Reference
 
-# Figures are matplotlib's, which the device install lacks: they are typed Any.
-
 MAX_CLASSES = 25
-"""Most classes that are drawn, those with the largest drops first."""
+"""Number of classes in the plot of drops: those that lost most."""
 
+# The verdict is the first column: a wide table is cut off at the right, in a browser and in a terminal.
 CHECK_HEAD = (
-    "file", "runtime", "mAP", "drop", "vs fp32", "class drop", "max error", "mean error", "noise", "top-1",
-    "ms", "MB", "peak MB", "verdict",
+    "verdict", "file", "runtime", "mAP", "drop", "vs fp32", "class drop", "max error", "mean error", "noise", "top-1",
+    "ms", "MB", "peak MB",
 )  # fmt: skip
+LEFT_ALIGNED = frozenset({"verdict", "file", "runtime", "op"})
+"""Columns of words; the others are numbers and are aligned to the right."""
 BENCH_HEAD = ("file", "runtime", "threads", "ms", "p95", "spread", "RTF", "load ms", "cold ms", "peak MB", "MB")
 OP_HEAD = ("op", "share", "ms", "calls")
 
@@ -35,7 +36,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
 td, th { padding: .25em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-td:first-child, th:first-child, td:nth-child(2), th:nth-child(2), .words td, .words th { text-align: left }
+.left, .words td, .words th { text-align: left }
 .words td { white-space: normal }
 .broken { color: #b00020; font-weight: 600 }
 svg { max-width: 100%; height: auto }
@@ -43,18 +44,20 @@ svg { max-width: 100%; height: auto }
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned with spaces, the first two to the left and the others to the right."""
+    """Columns aligned with spaces: LEFT_ALIGNED ones to the left, the others to the right."""
     cells = [list(head), *map(list, rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = [
-        "  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if name in LEFT_ALIGNED else c.rjust(w) for name, c, w in zip(head, row, widths, strict=True)
+        )
         for row in cells
     ]
     return "\n".join(line.rstrip() for line in lines)
 
 
 def names(files: Sequence[str]) -> list[str]:
-    """File names, with their folder where files of several bundles are there."""
+    """Names of the files without the folder that all of them share."""
     paths = [Path(f).absolute() for f in files]
     shared = os.path.commonpath([p.parent for p in paths]) if paths else ""
     return [str(p.relative_to(shared)) for p in paths]
@@ -64,6 +67,7 @@ def check_rows(results: Sequence[Result]) -> list[list[str]]:
     """A row under CHECK_HEAD for each result."""
     return [
         [
+            "BROKEN" if r.broken else "ok",
             name,
             r.runtime,
             f"{r.mean_ap:.4f}",
@@ -74,13 +78,13 @@ def check_rows(results: Sequence[Result]) -> list[list[str]]:
             f"{r.latency_ms:.1f}",
             f"{r.size_mb:.2f}",
             "" if r.memory_mb is None else f"{r.memory_mb:.0f}",
-            "BROKEN" if r.broken else "ok",
         ]
         for name, r in zip(names([r.file for r in results]), results, strict=True)
     ]
 
 
 def _errors(r: Result) -> list[str]:
+    """Cells for the errors of the probabilities, over all clips where an fp32 file makes that possible."""
     c = r.fp32 or r.reference
     if not c.clips:
         return [""] * 4
@@ -107,46 +111,46 @@ def bench_rows(timings: Sequence[Timing]) -> list[list[str]]:
     ]
 
 
-def op_rows(found: Profile) -> list[list[str]]:
+def op_rows(profile: Profile) -> list[list[str]]:
     """A row under OP_HEAD for each type of operator."""
-    return [[t.op, f"{t.share:.1%}", f"{t.ms:.3f}", f"{t.calls:g}"] for t in found.ops]
+    return [[t.op, f"{t.share:.1%}", f"{t.ms:.3f}", f"{t.calls:g}"] for t in profile.ops]
 
 
-def profile_notes(found: Profile) -> list[str]:
-    """How far the operators explain the whole, how they were timed, and what was not."""
-    lines = [f"sum of operators {found.ops_ms:.2f} ms, whole model {found.whole_ms:.2f} ms", found.method]
-    if found.left_out:
-        lines.append(f"not timed: {', '.join(f'{n} {op}' for op, n in found.left_out.items())}")
+def profile_notes(profile: Profile) -> list[str]:
+    """Lines above the table: the sum beside the whole model, the method, and operators that were not timed."""
+    lines = [f"sum of operators {profile.ops_ms:.2f} ms, whole model {profile.whole_ms:.2f} ms", profile.method]
+    if profile.left_out:
+        lines.append(f"not timed: {', '.join(f'{n} {op}' for op, n in profile.left_out.items())}")
     return lines
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """What the table has no room for: worst classes, clips heard otherwise, streams, and bounds that do not hold."""
-    found: list[str] = []
+    """What the table has no room for: worst classes, clips with another input, streams, and broken bounds."""
+    lines: list[str] = []
     for name, r in zip(names([r.file for r in results]), results, strict=True):
         worst = [f"{label} {drop:+.3f}" for label, drop in r.reference.worst(3) if drop > 0]
-        found.append(f"{name} on {r.runtime}: " + (f"lost most: {', '.join(worst)}" if worst else "no class lost"))
-        if r.alike < r.clips:
-            found.append(
-                f"{name} on {r.runtime}: {r.clips - r.alike} of {r.clips} clips were cut or filled differently "
-                "from the reference; "
-                + ("they are held to the fp32 file that heard the same" if r.fp32 else "only their mAP is held to it")
+        lines.append(f"{name} on {r.runtime}: " + (f"lost most: {', '.join(worst)}" if worst else "no class lost"))
+        if r.same_input < r.clips:
+            lines.append(
+                f"{name} on {r.runtime}: {r.clips - r.same_input} of {r.clips} clips were cut or padded differently "
+                "than for the reference; "
+                + ("they are compared with the fp32 file on the same input" if r.fp32 else "only their mAP is compared")
             )
         if r.stream_difference is not None:
-            equal = "exactly as heard whole" if r.stream_difference == 0 else f"differs by {r.stream_difference:.2g}"
-            found.append(f"{name} on {r.runtime}: in a stream {equal}")
-        found += [f"{name} on {r.runtime}: BROKEN: {what}" for what in r.broken]
-    return found
+            equal = "exactly equal" if r.stream_difference == 0 else f"different by {r.stream_difference:.2g}"
+            lines.append(f"{name} on {r.runtime}: predictions in a stream are {equal}")
+        lines += [f"{name} on {r.runtime}: BROKEN: {what}" for what in r.broken]
+    return lines
 
 
 def accuracy_plot(results: Sequence[Result], reference: Reference) -> Any:
-    """Draw mAP against latency, a point for each result, and the reference's mAP as a line."""
+    """Draw mAP against latency: one point per result, hollow where a bound is broken, and the reference as a line."""
     figure = new_figure(8.0, 4.5)
     axes = figure.add_subplot()
     mean_ap = reference.metrics["mean_ap"]
     axes.axhline(float(mean_ap or 0.0), color="0.5", linestyle="--", linewidth=1, label=f"reference, {mean_ap:.4f}")
     for i, (name, r) in enumerate(zip(names([r.file for r in results]), results, strict=True)):
-        label = f"{name}, {r.runtime}: {r.mean_ap:.4f}, {r.latency_ms:.1f} ms"
+        label = f"{_plain(name)}, {r.runtime}: {r.mean_ap:.4f}, {r.latency_ms:.1f} ms"
         colour = f"C{i % 10}"
         axes.scatter(
             r.latency_ms,
@@ -166,7 +170,7 @@ def accuracy_plot(results: Sequence[Result], reference: Reference) -> Any:
 
 
 def class_plot(results: Sequence[Result]) -> Any:
-    """Draw the classes that lost most in any of the results: a line per class, a point per result."""
+    """Draw the classes that lost most in any result, the worst on top: a row per class, a point per result."""
     drops = np.stack([r.reference.class_drops for r in results])  # (R, C)
     present = np.flatnonzero(~np.isnan(drops).any(axis=0))
     worst = present[np.argsort(drops[:, present].max(axis=0), kind="stable")][-MAX_CLASSES:]
@@ -176,12 +180,19 @@ def class_plot(results: Sequence[Result]) -> Any:
     axes.axvline(0.0, color="0.5", linewidth=1)
     axes.hlines(y, drops[:, worst].min(axis=0), drops[:, worst].max(axis=0), color="0.8", zorder=1)
     for i, (name, r) in enumerate(zip(names([r.file for r in results]), results, strict=True)):
-        axes.scatter(drops[i, worst], y, s=25, marker=_marker(r), color=f"C{i % 10}", label=f"{name}, {r.runtime}")
-    axes.set_yticks(y, [labels()[i].name for i in worst], fontsize=8)
+        axes.scatter(
+            drops[i, worst], y, s=25, marker=_marker(r), color=f"C{i % 10}", label=f"{_plain(name)}, {r.runtime}"
+        )
+    axes.set_yticks(y, [labels()[i].name for i in worst], fontsize=8)  # the last one is drawn on top
     axes.set(xlabel="average precision lost against the reference", title="Drops per class")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.12), borderaxespad=0, frameon=False)
     return figure
+
+
+def _plain(name: str) -> str:
+    """A name for matplotlib, which reads what stands between two $ as a formula."""
+    return name.replace("$", r"\$")
 
 
 def _marker(r: Result) -> str:
@@ -189,17 +200,18 @@ def _marker(r: Result) -> str:
 
 
 def write_html(path: Path, results: Sequence[Result], reference: Reference) -> None:
-    """Write one self-contained file: no scripts, nothing from the net. Raises InputError without matplotlib."""
+    """Write one self-contained file, without scripts or links. Raises InputError without matplotlib."""
     require_matplotlib("--report")
     held = all(not r.broken for r in results)
     verdict = "All bounds hold." if held else '<span class="broken">Bounds are broken.</span>'
+    m = reference.metrics
+    clips = f"{len(reference.ids)} clips, {reference.dtype} on {reference.device}"
     facts = [
-        ("Reference", f"mAP {reference.metrics['mean_ap']:.4f} over {reference.metrics['classes_present']} classes, "
-                      f"{len(reference.ids)} clips, {reference.dtype} on {reference.device}"),
+        ("Reference", f"mAP {m['mean_ap']:.4f} over {m.get('classes_present')} classes, {clips}"),
         ("Weights (sha256)", reference.weights_hash),
         ("Data (sha256)", reference.data_hash),
         ("This machine", cpu_name()),
-    ]  # fmt: skip
+    ]
     body = [
         f"<h1>ced-edge check</h1><p>{verdict}</p>",
         _html_table((), facts, "words"),
@@ -215,12 +227,14 @@ def write_html(path: Path, results: Sequence[Result], reference: Reference) -> N
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
+    """An HTML table; `head` may be empty. Every cell is escaped, as names in it come from files of anyone's making."""
+
     def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}{_alarm(c)}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        parts = []
+        for i, cell in enumerate(cells):
+            classes = ["left"] * (i < len(head) and head[i] in LEFT_ALIGNED) + ["broken"] * ("BROKEN" in cell)
+            parts.append(f'<{tag} class="{" ".join(classes)}">{html.escape(cell)}</{tag}>')
+        return f"<tr>{''.join(parts)}</tr>"
 
     lines = [line("th", head)] if head else []
     return f'<table class="{style}">' + "\n".join([*lines, *(line("td", row) for row in rows)]) + "</table>"
-
-
-def _alarm(cell: str) -> str:
-    return ' class="broken"' if "BROKEN" in cell else ""

@@ -1,7 +1,8 @@
-"""Which model file runs on which package: what check and bench measure."""
+"""The model files that `check` and `bench` measure, each with the package that runs it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,9 @@ from ced_edge.arrays import Float32
 from ced_edge.errors import InputError
 from ced_edge.runtime.backends import installed
 from ced_edge.runtime.bundle import Bundle, ModelFile
+
+PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+"""The package to install for files of a format."""
 
 
 def window(bundle: Bundle) -> Float32:
@@ -20,35 +24,46 @@ def window(bundle: Bundle) -> Float32:
 
 @dataclass(frozen=True)
 class Target:
-    """A model file of a bundle, and the package that is to run it."""
+    """A model file of a bundle, and the package that runs it."""
 
     bundle: Bundle
     file: ModelFile
     runtime: str
+    """Name of the package; empty where none that runs this file is installed."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """File and runtime, for messages."""
         return f"{self.bundle.path(self.file)} on {self.runtime}"
 
 
 def targets(bundle: Bundle, runtime: str | None = None, **wanted: str | None) -> list[Target]:
-    """Every model file that fits (see `Bundle.fitting`), on every runtime that is installed, or on `runtime` alone.
+    """Every model file that fits (see `Bundle.fitting`), once per installed runtime, or on `runtime` alone.
 
-    A file that nothing here runs comes with the runtime "". Raises InputError when no file is left.
+    A file that no installed package runs gets the runtime "". Raises InputError when `runtime` runs none of them.
     """
     files = bundle.fitting(**wanted)
     if runtime is None:
         return [Target(bundle, f, package) for f in files for package in installed(f.format) or [""]]
-    found = [Target(bundle, f, runtime) for f in files if runtime in installed(f.format)]
-    if not found:
+    on_runtime = [Target(bundle, f, runtime) for f in files if runtime in installed(f.format)]
+    if not on_runtime:
         there = sorted({package for f in files for package in installed(f.format)})
         raise InputError(f"no file of {bundle.folder} runs on {runtime!r} here: there is {', '.join(there) or 'none'}")
-    return found
+    return on_runtime
+
+
+def install_advice(targets: Sequence[Target]) -> str:
+    """The message for targets without a runtime: which files they are, and which packages run their formats."""
+    files = ", ".join(target.file.name for target in targets)
+    packages = " ".join(dict.fromkeys(PACKAGES[target.file.format] for target in targets))
+    return f"nothing here runs {files}: pip install {packages}"
 
 
 def fp32_target(target: Target) -> Target | None:
-    """The fp32 file that can hear whatever `target` hears: the .onnx beside it, else the one of its own format."""
+    """The fp32 file that can take whatever input `target` takes: the .onnx beside it, else one of its own format.
+
+    None where the bundle has no such file, or nothing runs it.
+    """
     for format in dict.fromkeys(("onnx", target.file.format)):
         runtimes = [target.runtime] if format == target.file.format else installed(format)
         fp32 = [f for f in target.bundle.files if (f.kind, f.format) == ("fp32", format) and f != target.file]

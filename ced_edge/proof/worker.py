@@ -1,10 +1,14 @@
-"""One model file in a process of its own: so its memory is its own, a crash is one line, and a cold start is cold."""
+"""One model file in a child process: its memory is measured alone, a crash is one line, and a cold start is cold.
+
+Parent and child exchange pickles over two anonymous pipes that no other process can open. Only this module writes to
+them: what a runtime prints goes to stderr. So no pickle ever comes from a file or from another user. A model file that
+takes over the child has the rights of the user already, and gains nothing by a pickle.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
 import os
 import pickle
 import subprocess
@@ -28,21 +32,23 @@ if TYPE_CHECKING:
 
 
 STREAM_WINDOW_S = 2.0
-"""What `stream_difference` hears at once, at most, every half of it: as `ced-edge listen` does."""
+"""Longest window of `stream_difference`, in seconds; the hop is half of it, as in `ced-edge listen`."""
 
 
 class Worker:
     """A child process that has loaded one model file. A context manager; it dies with its parent.
 
-    `load_s` is what loading took, `runtime` names the runtime with its version, and `fixed` says that the file takes
-    windows of one length alone.
-    Every method raises what the child raised, and CedEdgeError naming the file when the child is dead.
+    `load_s` is the time to load in seconds, `runtime` is the package with its version, and `fixed` says whether the
+    file takes windows of one length only. Every method raises the CedEdgeError that the child raised, and one that
+    names the file when the child died.
     """
 
     def __init__(self, target: Target, threads: int = 1) -> None:
         self.target = target
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        root = str(Path(__file__).resolve().parents[2])  # in place of the current folder, which may hold anything
+        # `python -c` imports from the current folder first, and a numpy.py may lie there. This package's own folder
+        # takes its place.
+        root = str(Path(__file__).resolve().parents[2])
         code = f"import sys; sys.path[0] = {root!r}; from ced_edge.proof.worker import serve; serve()"
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
@@ -58,25 +64,28 @@ class Worker:
     def predict(self, wave: Float32, filled: bool = False) -> Float32:
         """Samples (n,) at the model's rate, any length -> probabilities (n_classes,).
 
-        With `filled` it hears short windows as a file of `fixed` length does: repeated.
+        With `filled`, short windows are repeated up to a full one, as a file with a fixed window needs them.
         """
         return np.asarray(self._call("predict", wave, filled), np.float32)
 
     def stream_difference(self, wave: Float32, pieces: Sequence[int]) -> float:
-        """Largest difference between overlapping windows of `wave` in a stream of such pieces and each on its own."""
+        """Largest difference between windows predicted in a stream and the same windows predicted one by one.
+
+        `pieces` are the lengths in samples in which `wave` (n,) arrives; `inf` if the stream's windows differ.
+        """
         return float(self._call("stream_difference", wave, list(pieces)))
 
     def seconds(self, wave: Float32, repeats: int) -> list[float]:
-        """What each of `repeats` calls took, after one that is not counted."""
+        """Seconds of each of `repeats` calls; one call before them is not counted."""
         return list(self._call("seconds", wave, repeats))
 
     def profile(self, repeats: int = 20) -> Profile:
         """Time per type of operator, see `ced_edge.proof.profile.profile`. Raises NotInstalled."""
-        found: Profile = self._call("profile", repeats)
-        return found
+        profile: Profile = self._call("profile", repeats)
+        return profile
 
     def peak_mb(self) -> float | None:
-        """Most memory the process has ever had, Python and all, in 1e6 bytes; None where the system cannot tell."""
+        """Peak memory of the process so far, Python included, in 1e6 bytes; None where it cannot be measured."""
         peak = self._call("peak_mb")
         return None if peak is None else float(peak)
 
@@ -86,15 +95,15 @@ class Worker:
         try:
             pickle.dump((method, args), self._process.stdin)
             self._process.stdin.flush()
-            answer = pickle.load(self._process.stdout)  # from our own child alone
+            result = pickle.load(self._process.stdout)  # see the head of this file: our own child wrote it
         except (OSError, EOFError, pickle.UnpicklingError) as e:
             code = self._process.wait()
             self._log.seek(0)
-            last = self._log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+            last = self._log.read().decode(errors="replace").strip().splitlines()[-1:] or ["it printed nothing"]
             raise CedEdgeError(f"{self.target.name} died (exit code {code}): {last[0]}") from e
-        if isinstance(answer, CedEdgeError):
-            raise answer
-        return answer
+        if isinstance(result, CedEdgeError):
+            raise result
+        return result
 
     def close(self) -> None:
         """End the process."""
@@ -114,7 +123,7 @@ class Worker:
 
 
 class _Served:
-    """What the child does when asked."""
+    """The child's side of `Worker`: one method for each of its methods."""
 
     tagger: Tagger
     target: Target
@@ -127,7 +136,7 @@ class _Served:
         seconds, backend = time.perf_counter() - began, self.tagger.backend
         self.target, self.threads = Target(self.tagger.bundle, self.tagger.file, runtime), threads
         name = backend.runtime
-        for package in (runtime, f"{runtime}-cpu"):  # as TensorFlow's smaller build is called
+        for package in (runtime, f"{runtime}-cpu"):  # TensorFlow's smaller build has this name
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):
                 name = f"{runtime} {importlib.metadata.version(package)}"
         return seconds, name, backend.inputs[0].shape[-1] > 0
@@ -137,20 +146,20 @@ class _Served:
             return self.tagger.predict(wave)
         window = self.tagger.bundle.window_samples
         spans = chunks(len(wave), window)
-        heard = [self.tagger.predict_window(np.resize(wave[start:stop], window)) for start, stop in spans]
+        windows = [self.tagger.predict_window(np.resize(wave[start:stop], window)) for start, stop in spans]
         rate_hz = self.tagger.rate_hz
-        return mean_probs([Tags(*times_s(span, rate_hz), probs) for span, probs in zip(spans, heard, strict=True)])
+        return mean_probs([Tags(*times_s(span, rate_hz), probs) for span, probs in zip(spans, windows, strict=True)])
 
     def stream_difference(self, wave: Float32, pieces: list[int]) -> float:
         window_s = min(STREAM_WINDOW_S, self.tagger.bundle.window_s)
         stream = StreamingTagger(self.tagger, window_s, window_s / 2)
         cut = [(piece, None) for piece in np.split(wave, np.cumsum(pieces)) if len(piece)]
-        heard = list(tag_stream(stream, cut))
+        streamed = list(tag_stream(stream, cut))
         spans = chunks(len(wave), stream.window, stream.hop)
-        if [(t.start_s, t.end_s) for t in heard] != [times_s(span, self.tagger.rate_hz) for span in spans]:
+        if [(t.start_s, t.end_s) for t in streamed] != [times_s(span, self.tagger.rate_hz) for span in spans]:
             return float("inf")
         alone = [self.tagger.predict_window(wave[start:stop]) for start, stop in spans]
-        return max(float(np.abs(t.probs - probs).max()) for t, probs in zip(heard, alone, strict=True))
+        return max(float(np.abs(t.probs - probs).max()) for t, probs in zip(streamed, alone, strict=True))
 
     def seconds(self, wave: Float32, repeats: int) -> list[float]:
         self.tagger.predict(wave)
@@ -161,12 +170,12 @@ class _Served:
         return np.diff(marks).tolist()
 
     def profile(self, repeats: int) -> Profile:
-        from ced_edge.proof.profile import profile  # which stands on this module
+        from ced_edge.proof.profile import profile  # only needed with --profile
 
         return profile(self.target, repeats, self.threads)
 
     def peak_mb(self) -> float | None:
-        # Not ru_maxrss on Linux: what the parent held when it forked counts in it.
+        # Linux's ru_maxrss would count what the parent held when it forked; VmHWM begins anew with exec.
         with contextlib.suppress(OSError):
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM:"):
@@ -179,19 +188,19 @@ class _Served:
 
 
 def serve() -> None:
-    """Answer pickled (method, arguments) from stdin until it ends: the child's whole life."""
-    served, asked = _Served(), sys.stdin.buffer
-    # What a runtime prints must not land among the answers.
-    with os.fdopen(os.dup(1), "wb") as answers:
+    """Run in the child: read pickled (method, arguments) from stdin until it ends, and write each pickled result."""
+    served, requests = _Served(), sys.stdin.buffer
+    # Results go to a copy of stdout; stdout itself becomes stderr. C++ code prints there, and would break a pickle.
+    with os.fdopen(os.dup(1), "wb") as results:
         os.dup2(2, 1)
         while True:
             try:
-                method, args = pickle.load(asked)
+                method, args = pickle.load(requests)
             except EOFError:
                 return
             try:
-                answer = getattr(served, method)(*args)
+                result = getattr(served, method)(*args)
             except CedEdgeError as e:
-                answer = e
-            pickle.dump(answer, answers)
-            answers.flush()
+                result = e
+            pickle.dump(result, results)
+            results.flush()
