@@ -1,9 +1,9 @@
-"""The network as it is exported: the same function as `ced_edge.network.ced`, written so that a runtime has less to do.
+"""The network in the form that is exported: the same function as `ced_edge.network.ced`, with less work at run time.
 
-Everything that is linear is folded into its neighbour, in float64: BatchNorm's offset into the position embedding,
-the LayerNorms' affine parts and the attention's scale into the matrix after them. As a LayerNorm takes no notice of
-the mean over channels, all that is written into the residual stream is made free of it, and a LayerNorm becomes a
-division by the root mean square: the runtimes' own LayerNorm costs a quarter of the time of an int8 model.
+Linear parts are folded into their neighbours, in float64: BatchNorm's offset into the position embedding, the affine
+parts of the LayerNorms and the attention's scale into the matrix after them. A LayerNorm ignores the mean over the
+channels. So that mean is removed from everything that is added to the residual stream, and each LayerNorm becomes a
+division by the root mean square. The runtimes' own LayerNorm takes a quarter of the time of an int8 model.
 """
 
 from __future__ import annotations
@@ -22,16 +22,13 @@ from ced_edge.frontend import hann_window, mel_filters
 from ced_edge.network.ced import CED, Block
 from ced_edge.spec import FrontendSpec
 
-Float64 = Float64
-
 
 class FrontEnd(nn.Module):
-    """Waveform (B, samples) -> log-mel (B, frames, n_mels) in dB, as `torch_frontend.LogMel` transposed.
+    """Waveform (B, samples) -> log-mel (B, frames, n_mels) in dB: `ced_edge.network.frontend.LogMel`, transposed.
 
-    The DFT is matrix products on frames that are decimated in frequency three times: the even bins twice in halves of
-    real samples, the odd ones as complex samples, as the input is real. That is a quarter of the arithmetic of one
-    n_fft x n_fft matrix, and constants of 0.23 MB. Frames come in eighths, so that no step has to cut anything. Bins 0
-    and n_fft / 2 are left out, as no mel filter hears them.
+    The DFT is five matrix products after three steps of decimation in frequency, the step of an FFT. They take a
+    quarter of the arithmetic of one n_fft x n_fft matrix, and their constants 0.23 MB. Frames are gathered in eighths,
+    so that no later step has to cut them. Bins 0 and n_fft / 2 are left out, as every mel filter is 0 there.
     """
 
     window: Tensor
@@ -44,7 +41,8 @@ class FrontEnd(nn.Module):
         self.spec = spec
         self.register_buffer("window", torch.from_numpy(hann_window(N).copy()), persistent=False)
         k = np.arange(N)
-        # Bins 8k, 8k + 4, 4k + 2, 8k + 1, 8k + 5: what lies beyond n_fft / 2 is the mirror of bins 8k + 7 and 8k + 3.
+        # Bins 8k, 8k + 4, 4k + 2, 8k + 1, 8k + 5. The last two run up to n_fft: of a real signal, a bin beyond
+        # n_fft / 2 has the power of its mirror image, so they stand for bins 8k + 7 and 8k + 3.
         bins = [k[8 : N // 2 : 8], k[4 : N // 2 : 8], k[2 : N // 2 : 4], k[1::8], k[5::8]]
         parts = [_dft(N // 8, bins[0], N), _dft(N // 8, bins[1], N), _dft(N // 4, bins[2], N)]
         parts += [_complex_dft(N // 8, b, N) for b in bins[3:]]
@@ -62,11 +60,12 @@ class FrontEnd(nn.Module):
         return torch.maximum(db, floor)
 
     def decimated(self, wave: Tensor) -> list[Tensor]:
-        """What the bins 8k, 8k + 4, 4k + 2, 8k + 1, 8k + 5 are DFTs of, each (B, T, samples).
+        """Five signals (B, T, samples) whose DFTs are the bins 8k, 8k + 4, 4k + 2, 8k + 1 and 8k + 5 of the frames.
 
-        With x[n] a frame, exp(-2 pi i (n + N / 2) k / N) is that of n, times -1 for odd k; so even bins hear sums and
-        odd bins differences of the halves. For bins 4k + 1 it turns by -i after a quarter, for 8k + 1 (8k + 5) by
-        (-) exp(-i pi / 4) after an eighth. Complex samples are [re, -im].
+        The factor exp(-2 pi i n k / N) at n + N / 2 is that at n, times -1 for odd k. So even bins need only the sums
+        of the two halves of a frame, and odd bins only their differences. For bins 4k + 1 the factor turns by -i after
+        a quarter of a frame, for 8k + 1 by exp(-i pi / 4) after an eighth, and for 8k + 5 by minus that. Complex
+        samples are stored as [re, -im].
         """
         x = self.eighths(wave)
         sums, differences = [x[i] + x[i + 4] for i in range(4)], [x[i] - x[i + 4] for i in range(4)]
@@ -80,14 +79,14 @@ class FrontEnd(nn.Module):
         return [low + high, low - high, twos, ones, fives]
 
     def eighths(self, wave: Tensor) -> list[Tensor]:
-        """(B, samples) -> eight times (B, T, n_fft / 8): windowed frames, centred by reflection, cut into eight."""
+        """(B, samples) -> the eighths of all frames, each (B, T, n_fft / 8): padded by reflection, and windowed."""
         s = self.spec
         B, hop = wave.shape[0], s.hop
         T = wave.shape[1] // hop + 1
         half, eighth = s.n_fft // 2, s.n_fft // 8
-        # Reflection written out: as an op of its own TFLite makes it a gather of every sample.
+        # Reflection is written as slices: litert-torch turns torch's own into a gather of single samples.
         x = torch.cat([wave[:, 1 : half + 1].flip(1), wave, wave[:, -half - 1 : -1].flip(1)], dim=1)
-        # To whole hops; what is padded here is in no frame.
+        # Pad to whole hops. No frame reaches into this padding.
         x = F.pad(x[:, : (T - 1) * hop + s.n_fft], (0, -s.n_fft % hop))
         hops = x.reshape(B, -1, hop)
         parts = []
@@ -109,7 +108,7 @@ def _dft(samples: int, bins: NDArray[np.int64], N: int) -> tuple[Float64, Float6
 
 
 def _complex_dft(samples: int, bins: NDArray[np.int64], N: int) -> tuple[Float64, Float64]:
-    """The same for complex samples, given as [re, -im]: each (2 samples, bins)."""
+    """`_dft` for complex samples, which are given as [re, -im]: each (2 samples, bins)."""
     cos, sin = _dft(samples, bins, N)
     return np.concatenate([cos, sin]), np.concatenate([sin, -cos])
 
@@ -119,12 +118,12 @@ def _float32(x: NDArray[np.floating]) -> Tensor:
 
 
 def _constant(matrix: NDArray[np.floating]) -> nn.Linear:
-    """The product with a constant matrix (in, out)."""
+    """A layer that multiplies with a constant matrix (in, out)."""
     return _linear(_float32(matrix.T).double(), None)
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer of given float64 weight (out, in) and bias (out,)."""
+    """A float32 layer with a float64 weight (out, in) and bias (out,)."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
     layer.weight = nn.Parameter(weight.float(), requires_grad=False)
     if bias is not None:
@@ -133,25 +132,26 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _centred(x: Tensor, dim: int) -> Tensor:
-    """Without its mean over the channels."""
+    """`x` minus its mean over the channels, which are its axis `dim`."""
     return x - x.mean(dim, keepdim=True)
 
 
 def _folded(layer: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Weight and bias, float64, of `layer` behind `norm` without its affine part."""
+    """Weight and bias, in float64, of one layer that does the work of `norm`'s affine part and then `layer`."""
     weight, bias = layer.weight.double(), layer.bias.double()
     return weight * norm.weight.double(), bias + weight @ norm.bias.double()
 
 
 def _rms_norm(x: Tensor, eps: float) -> Tensor:
-    """A LayerNorm without affine part, for input whose mean over channels is zero."""
+    """LayerNorm without its affine part, for input with a mean of zero over the channels."""
     return x * torch.rsqrt((x * x).mean(dim=-1, keepdim=True) + eps)
 
 
 class FoldedBlock(nn.Module):
-    """A transformer block on a residual stream without mean, (B, N, C) -> (B, N, C).
+    """A transformer block on a residual stream (B, N, C) with a mean of zero over the channels.
 
-    Queries, keys and values are brought to one size, head by head, and so fit into one int8 range.
+    Queries, keys and values are scaled to the same size in every head, so that one int8 range fits all of them. The
+    factors cancel out: those of queries and keys in their product, those of values in `proj`.
     """
 
     def __init__(self, block: Block) -> None:
@@ -161,12 +161,14 @@ class FoldedBlock(nn.Module):
         C = block.attn.proj.out_features
         weight, bias = _folded(block.attn.qkv, block.norm1)
         proj = _centred(block.attn.proj.weight.double(), 0)
-        # A normed token's channels have a mean square of 1, which makes this the size of what a row computes.
+        # The channels of a normed token have a mean square of 1. So this is the RMS of what each row computes, as far
+        # as channels are independent; (heads,) each for queries, keys and values.
         q, k, v = (weight.square().sum(1) + bias.square()).reshape(3, self.heads, -1).mean(2).sqrt().clamp(min=1e-9)
         scale = (C // self.heads) ** -0.5
         size = (scale * q * k).sqrt()
         to_v = size.mean() / v
-        per_head = torch.stack([size / q, size / k, to_v])  # that of q and k multiply to the attention's scale
+        # The factors of q and k multiply to the attention's scale, which is so folded in too.
+        per_head = torch.stack([size / q, size / k, to_v])
         per_row = per_head.repeat_interleave(C // self.heads, dim=1).flatten()
         self.qkv = _linear(weight * per_row[:, None], bias * per_row)
         self.proj = _linear(proj / per_row[2 * C :], _centred(block.attn.proj.bias.double(), 0))
@@ -179,7 +181,7 @@ class FoldedBlock(nn.Module):
         return y
 
     def attend(self, qkv: Tensor) -> Tensor:
-        """(B, N, 3C) -> (B, N, C)."""
+        """Attention: queries, keys and values (B, N, 3C) -> (B, N, C)."""
         B, N, width = qkv.shape
         q, k, v = qkv.reshape(B, N, 3 * self.heads, -1).transpose(1, 2).chunk(3, dim=1)  # (B, H, N, D)
         heads = (q @ k.transpose(2, 3)).softmax(dim=-1) @ v
@@ -188,10 +190,11 @@ class FoldedBlock(nn.Module):
 
 
 class CentredBlock(FoldedBlock):
-    """The same for one clip, written for TFLite: attention's products lose less in int8, and nothing is copied.
+    """A `FoldedBlock` for a batch of one, written for TFLite: int8 attention loses less, and nothing is copied.
 
-    The values' mean over the tokens is put aside and comes back behind the product. As rows of weights add up to 1 that
-    changes nothing, but what is nearly equal in all weights, and lost where they are rounded, is now multiplied by 0.
+    The mean of the values over the tokens is subtracted before the product and added after it. The attention weights
+    of a token add up to 1, so this changes nothing in exact arithmetic. In int8, weights near 1 / N are rounded by up
+    to a half. Without the mean in the values, that error is multiplied by numbers around 0.
     """
 
     def attend(self, qkv: Tensor) -> Tensor:
@@ -204,7 +207,7 @@ class CentredBlock(FoldedBlock):
 
 
 class ExportModel(nn.Module):
-    """A CED for inference: waveform (B, samples), or log-mel (B, n_mels, T), -> probabilities (B, n_classes)."""
+    """A CED for inference: waveform (B, samples) or log-mel (B, n_mels, T) -> probabilities (B, n_classes)."""
 
     scale: Tensor
     time_embedding: Tensor
@@ -224,7 +227,8 @@ class ExportModel(nn.Module):
         offset = bn.bias.double() - bn.running_mean.double() * scale
         weight = model.patch_embed.proj.weight.double()[:, 0]  # (C, P, P): mel bins by frames
         P, C = spec.patch, spec.width
-        # What the offset adds to a patch depends on its row alone; it may not touch the mel, whose floor is per clip.
+        # BatchNorm's offset is a constant per mel bin. So what it adds to a patch depends only on the patch's row, and
+        # it goes into the frequency embedding. The scale stays: the floor below a clip's maximum comes before it.
         bias = model.patch_embed.proj.bias
         assert bias is not None
         shift = torch.einsum("cpt,fp->fc", weight, offset.reshape(spec.grid_freq, P)) + bias.double()
@@ -239,7 +243,7 @@ class ExportModel(nn.Module):
         self.requires_grad_(False).eval()
 
     def example(self, window_samples: int, batch: int) -> Tensor:
-        """Input of the right shape: quiet noise, or log-mel of about its level."""
+        """Input of the right shape for the converters: quiet noise, or log-mel of about its level."""
         s, generator = self.spec.frontend, torch.Generator().manual_seed(0)
         if self.waveform:
             return 0.05 * torch.randn(batch, window_samples, generator=generator)
@@ -255,7 +259,7 @@ class ExportModel(nn.Module):
         return probs
 
     def tokens(self, mel: Tensor) -> Tensor:
-        """(B, T, n_mels) -> position-marked tokens (B, N, C), in the order (f t)."""
+        """Log-mel (B, T, n_mels) -> tokens with positions (B, N, C), in the order (f t)."""
         B, P, Fr, C = mel.shape[0], self.spec.patch, self.spec.grid_freq, self.spec.width
         T = mel.shape[1] // P
         x = (mel[:, : T * P] * self.scale).reshape(B, T, P, Fr, P)

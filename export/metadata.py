@@ -1,4 +1,4 @@
-"""What a model file says about itself, so that other programs can use it: ONNX metadata_props, TFLite metadata."""
+"""Metadata that other programs need to use a model file: ONNX metadata_props, and TFLite metadata."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from ced_edge.runtime.bundle import LABELS_NAME, labels_text
 from ced_edge.spec import ModelSpec
 
 ENTRY = "TFLITE_METADATA"
-"""Name under which readers look for the metadata in a .tflite file."""
+"""Name of the metadata in a .tflite file, by which readers find it."""
 BUFFER_ALIGNMENT = 16
-"""Bytes. TFLite's schema asks for it (`force_align`); flatbuffers' Python side does not keep it by itself."""
+"""Alignment in bytes that TFLite's schema demands (`force_align`). flatbuffers' Python code does not keep to it."""
 
-# Union members and an enum's value of metadata_schema.fbs 1.5.0 (MediaPipe, Apache-2.0).
+# Numbers of union members and of one enum value in metadata_schema.fbs 1.5.0 (MediaPipe, Apache-2.0).
 _FEATURE_PROPERTIES, _AUDIO_PROPERTIES = 1, 4
 _TENSOR_AXIS_LABELS = 2
-_PARSER_VERSION = "1.3.0"  # the first that knows audio properties
+_PARSER_VERSION = "1.3.0"  # the first parser that reads audio properties
 
 
 def onnx_props(spec: ModelSpec, input: str, window_s: float) -> dict[str, str]:
-    """The metadata_props of an .onnx file: all that a client needs to feed it and to name its outputs.
+    """The metadata_props of an .onnx file: everything that a client needs to prepare input and to name the outputs.
 
-    `labels` and `mids` are JSON lists in the order of the outputs, `spec` is the ModelSpec as JSON, `model_type` is
-    what the CED models of sherpa-onnx carry.
+    `labels` and `mids` are JSON lists in the order of the outputs, and `spec` is the ModelSpec as JSON. sherpa-onnx
+    recognises a CED model by `model_type`.
     """
     return {
         "model_type": "CED",
@@ -49,7 +49,7 @@ def onnx_props(spec: ModelSpec, input: str, window_s: float) -> dict[str, str]:
 
 
 def add_onnx_metadata(path: Path, spec: ModelSpec, input: str, window_s: float) -> None:
-    """Write `onnx_props` into an .onnx file, in place; what it holds under other names stays."""
+    """Write `onnx_props` into an .onnx file, in place. Properties of other names are kept."""
     import onnx
 
     model = onnx.load(path)
@@ -60,10 +60,10 @@ def add_onnx_metadata(path: Path, spec: ModelSpec, input: str, window_s: float) 
 
 
 def add_tflite_metadata(path: Path, spec: ModelSpec, input: str, window_s: float) -> None:
-    """Write `tflite_metadata` into a .tflite file, in place, and pack labels.txt behind the model.
+    """Write `tflite_metadata` into a .tflite file, in place, and append labels.txt in a zip archive.
 
-    MediaPipe's AudioClassifier needs both. The file is then a model and a zip archive at once. Doing it again
-    replaces what was there.
+    MediaPipe's AudioClassifier needs both. The file is then a model and a zip archive at once: a flatbuffer is read
+    from its beginning, a zip from its end. A second call replaces what the first one wrote.
     """
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.tools import flatbuffer_utils
@@ -84,22 +84,22 @@ def add_tflite_metadata(path: Path, spec: ModelSpec, input: str, window_s: float
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     with atomic_path(path) as temporary:
         temporary.write_bytes(builder.Output())
-        # Uncompressed and with offsets from the file's beginning, as MediaPipe reads it; with a fixed date, so that
-        # equal models are equal files.
+        # Uncompressed and with offsets from the beginning of the whole file, because MediaPipe reads it that way. The
+        # date is fixed, so that the same model is the same file.
         with zipfile.ZipFile(temporary, "a", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo(LABELS_NAME, (1980, 1, 1, 0, 0, 0)), labels_text())
 
 
 def _short(name: bytes) -> bytes:
-    """A tensor's name without its modules' types: some 50 kB in all."""
+    """A tensor's name without the types of its modules, which take 50 kB in all."""
     return re.sub(rb"[\w.]*\.([A-Z]\w*?)(?:_(\w+))?(?=[/;])", rb"\2", name).lstrip(b"/")
 
 
 def _declare_versions(model: Any, fully_connected: int) -> None:
-    """Mark FULLY_CONNECTED with a scale per channel as version 12, which ai-edge-quantizer leaves out.
+    """Declare FULLY_CONNECTED with a scale per channel as version 12, which ai-edge-quantizer forgets to do.
 
-    A runtime that knows no such weights (tflite-runtime 2.14) then refuses the file. It would take the first
-    channel's scale for all of them, and answer every sound alike.
+    A runtime without support for such weights (tflite-runtime 2.14) then refuses the file. Without the version it
+    would use the first channel's scale for all channels, and predict the same for every sound.
     """
     for graph in model.subgraphs:
         for op in graph.operators:
@@ -111,7 +111,7 @@ def _declare_versions(model: Any, fully_connected: int) -> None:
 
 
 def tflite_metadata(spec: ModelSpec, input: str, window_s: float) -> bytes:
-    """The ModelMetadata flatbuffer of a .tflite file: audio properties of the input, label file of the output."""
+    """The ModelMetadata flatbuffer of a .tflite file: the input's audio properties and the output's label file."""
     b = flatbuffers.Builder(1024)
     waveform, rate_hz = input == "waveform", spec.frontend.rate_hz
     samples = round(window_s * rate_hz)
@@ -147,7 +147,10 @@ def _table(
     bytes: Mapping[int, int] | None = None,
     ints: Mapping[int, int] | None = None,
 ) -> int:
-    """A flatbuffer table: slot -> offset of what was written before, small number, or uint32."""
+    """Write a flatbuffer table and return its offset.
+
+    Each argument is slot -> value: `refs` are offsets of what was written before, `bytes` are uint8, `ints` uint32.
+    """
     refs, bytes, ints = refs or {}, bytes or {}, ints or {}
     b.StartObject(1 + max([*refs, *bytes, *ints], default=-1))
     for slot, offset in refs.items():
@@ -160,11 +163,12 @@ def _table(
 
 
 def _content(b: Any, kind: int, properties: int) -> int:
+    """A Content table: a union of `kind` with the table at the offset `properties`."""
     return _table(b, {1: properties}, {0: kind})
 
 
 def _refs(b: Any, *offsets: int) -> int:
-    """A vector of tables."""
+    """A vector of the tables at these offsets."""
     b.StartVector(4, len(offsets), 4)
     for offset in reversed(offsets):
         b.PrependUOffsetTRelative(offset)
@@ -172,9 +176,9 @@ def _refs(b: Any, *offsets: int) -> int:
 
 
 class _AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
-    """Aligns vectors of bytes, which is what weights are stored in, and writes equal vectors of numbers once.
+    """A builder that aligns vectors of bytes, which hold the weights, and writes equal vectors of numbers once.
 
-    int8 weights per channel carry a zero point per channel, 8 bytes each and all of them 0.
+    int8 weights with a scale per channel have a zero point per channel too: 8 bytes each, and all of them 0.
     """
 
     def __init__(self, size: int) -> None:

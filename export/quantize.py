@@ -1,8 +1,8 @@
-"""int8: which products are quantised, and how. docs/quantisation.md has what else was tried, and the figures.
+"""int8: which matrix products are quantised, and how. What else was tried, with figures: docs/quantisation.md.
 
-Quantised are the matrix products of the patch embedding, the blocks and the head, which hold 98 % of the weights and
-nearly all of the arithmetic. The front end stays float32 (a quiet bin is 12 orders of magnitude below a loud one), and
-so do, but for int8-static .tflite, norms, softmax and GELU.
+The matrix products of the patch embedding, the blocks and the head are quantised. They hold 98 % of the weights and
+nearly all of the arithmetic. The front end stays float32, because a quiet bin is 12 orders of magnitude below a loud
+one. Norms, softmax and GELU stay float32 too, except in int8-static .tflite files.
 """
 
 from __future__ import annotations
@@ -26,14 +26,17 @@ _ACTIVATIONS = {
 
 
 def describe(format: str, kind: str, per_channel: bool = True) -> str:
-    """What is quantised, in words."""
+    """What is quantised in a file, in words."""
     if kind == "fp32":
         return "none"
     return f"weights int8 per {'channel' if per_channel else 'tensor'}; activations {_ACTIVATIONS[format, kind]}"
 
 
 def onnx_int8(source: Path, target: Path, per_channel: bool = True) -> None:
-    """Dynamic quantisation of a float .onnx that `to_onnx` wrote; `per_channel`: weights have a scale per output."""
+    """Quantise a float .onnx from `to_onnx`; ranges of activations are measured at run time.
+
+    With `per_channel` the weights have one scale per output channel, else one per matrix.
+    """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with quiet():
@@ -50,9 +53,9 @@ def onnx_int8(source: Path, target: Path, per_channel: bool = True) -> None:
 def onnx_int8_static(
     source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True, ranges: str = "MinMax"
 ) -> None:
-    """Static quantisation (QDQ) of a float .onnx; `inputs` are calibration inputs of batch 1.
+    """Quantise a float .onnx with ranges that are measured now, on `inputs`: calibration inputs of batch 1.
 
-    `ranges` is onnxruntime's CalibrationMethod: Percentile clips them.
+    `ranges` is the name of one of onnxruntime's CalibrationMethods; Percentile clips the ranges.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -72,7 +75,7 @@ def onnx_int8_static(
 
 
 class _Reader:
-    """Calibration inputs as onnxruntime asks for them."""
+    """Calibration inputs, with the method that onnxruntime calls for the next one."""
 
     def __init__(self, source: Path, inputs: Sequence[Float32]) -> None:
         import onnx
@@ -85,42 +88,45 @@ class _Reader:
 
 
 def _nodes_outside(path: Path, modules: tuple[str, ...]) -> list[str]:
-    """Names of the nodes that come from other modules."""
+    """Names of the nodes that come from none of these modules, see `to_onnx` for the names."""
     import onnx
 
     return [node.name for node in onnx.load(path).graph.node if not node.name.startswith(modules)]
 
 
+# Rules for ai-edge-quantizer: (dynamic or static, pattern of tensor names, operator, bits of activations).
 _NETWORK = "^(?!.*FrontEnd).*"
 _ATTENTION = ("static", ".*Block.*", "BATCH_MATMUL", 8)
 _DYNAMIC = [("dynamic", _NETWORK, "FULLY_CONNECTED", 8), _ATTENTION]
 _STATIC = [("static", _NETWORK, "ALL_SUPPORTED", 8)]
 _FLOAT = ("INPUT", "OUTPUT", "LOGISTIC")
-"""Steps of 8 bits are larger than most probabilities; TensorFlow's interpreter takes no activations of 16 beside 8."""
+"""Operators that stay float32. Most probabilities are smaller than one step of 8 bits, so the last sigmoid is one of
+them. 16 bits would do, but TensorFlow's interpreter refuses activations of 16 bits beside those of 8."""
 _LEAST_TOP_LOGIT = 4.0
-"""Surer than 98 %: what was calibrated with may hold nothing that the model is sure of."""
+"""Smallest upper end of the logits' range, a probability of 98 %. The calibration sounds may hold nothing that the
+model is sure of, and a range measured on them would cut off every sure prediction later."""
 
 
 def tflite_int8(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
-    """Dynamic-range quantisation of a float .tflite that `to_tflite` wrote; static of attention's two products.
+    """Quantise a float .tflite from `to_tflite`; ranges of activations are measured at run time.
 
-    Those have no weights, and runtimes know no dynamic ranges for two factors that are both computed. `inputs` are
-    calibration inputs of batch 1.
+    Attention's two products get ranges that are measured now, on `inputs`: calibration inputs of batch 1. Both of
+    their factors are computed, and runtimes measure ranges at run time only for a product with weights.
     """
     _quantise_tflite(source, target, inputs, per_channel, _DYNAMIC)
 
 
 def tflite_int8_static(source: Path, target: Path, inputs: Sequence[Float32], per_channel: bool = True) -> None:
-    """Static quantisation of a float .tflite; `inputs` are calibration inputs of batch 1.
+    """Quantise a float .tflite with ranges that are measured now, on `inputs`: calibration inputs of batch 1.
 
-    All from the log-mel to the logits is integer, softmax and norms too, so that an accelerator that knows integers
-    alone can run it in one piece.
+    Everything from the log-mel to the logits is integer, softmax and norms too. So an accelerator that computes with
+    integers only can run it in one piece.
     """
     _quantise_tflite(source, target, inputs, per_channel, _STATIC)
 
 
 _SAME_RANGE = ("RESHAPE", "TRANSPOSE", "SLICE", "SPLIT")
-"""Operators that only move numbers."""
+"""Operators that only move numbers: their output has the range of their input."""
 
 
 def _quantise_tflite(
@@ -130,7 +136,7 @@ def _quantise_tflite(
     per_channel: bool,
     rules: Sequence[tuple[str, str, str, int]],
 ) -> None:
-    """Rules of (dynamic or static, names of tensors, operator, bits of activations); `_FLOAT` and later ones win."""
+    """Quantise by `rules`. A later rule overrides an earlier one, and `_FLOAT` overrides them all."""
     with quiet():
         from ai_edge_quantizer import quantizer
         from ai_edge_quantizer.qtyping import QuantGranularity
@@ -154,7 +160,10 @@ def _quantise_tflite(
 
 
 def _ranges(source: Path, recipe: Any, inputs: Sequence[Float32]) -> dict[str, Any]:
-    """The least and the largest value of each tensor that needs a range. The quantiser's own are running averages."""
+    """The smallest and the largest value of each tensor that needs a range, over all `inputs`.
+
+    The quantiser's default is a running average of them, which cuts off what is loud and rare.
+    """
     from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer.calibrator import Calibrator
     from ai_edge_quantizer.recipe_manager import RecipeManager
@@ -165,26 +174,31 @@ def _ranges(source: Path, recipe: Any, inputs: Sequence[Float32]) -> dict[str, A
     rules.load_quantization_recipe(recipe)
     calibrator = Calibrator(str(source), num_threads=1, qsv_update_func=min_max_update)
     calibrator.calibrate({key: [{signature["inputs"][0]: x} for x in inputs]}, rules)
-    found: dict[str, Any] = calibrator.get_model_qsvs()
-    return found
+    ranges: dict[str, Any] = calibrator.get_model_qsvs()
+    return ranges
 
 
 def _widen_logits(graph: Graph, ranges: dict[str, Any]) -> None:
+    """Let the logits' range reach `_LEAST_TOP_LOGIT`."""
     for sigmoid in (op for op in graph.operators if graph.name(op) == "LOGISTIC"):
-        if found := ranges.get(graph.tensor_name(sigmoid.inputs[0])):
-            found["max"] = np.maximum(found["max"], np.float32(_LEAST_TOP_LOGIT))
+        if logits := ranges.get(graph.tensor_name(sigmoid.inputs[0])):
+            logits["max"] = np.maximum(logits["max"], np.float32(_LEAST_TOP_LOGIT))
 
 
 def _centre_second_factors(graph: Graph, ranges: dict[str, Any]) -> None:
-    """Zero point 0 for keys and values. XNNPACK's int8 product is for these alone: with others LiteRT falls back to a
-    loop of its own, 20 times as slow, and before 2.1.3 it was off by far.
+    """Give keys and values, the second factors of attention's products, a symmetric range: zero point 0.
+
+    XNNPACK's int8 product needs that. With any other zero point LiteRT falls back to a loop that is 20 times as slow,
+    and that computed wrong sums before version 2.1.3.
     """
     maker = {i: op for op in graph.operators for i in op.outputs}
     for product in (op for op in graph.operators if graph.name(op) == "BATCH_MATMUL"):
         tensor = product.inputs[1]
+        # Operators that only move numbers must have one range on both sides, so follow the tensor up through them.
         while tensor is not None:
-            if found := ranges.get(graph.tensor_name(tensor)):
-                largest = np.maximum(np.abs(found["min"]), np.abs(found["max"]))
-                found["min"], found["max"] = -largest * (128 / 127), largest
+            if r := ranges.get(graph.tensor_name(tensor)):
+                largest = np.maximum(np.abs(r["min"]), np.abs(r["max"]))
+                # int8 reaches from -128 to 127, and the quantiser spreads the range over all 256 steps.
+                r["min"], r["max"] = -largest * (128 / 127), largest
             op = maker.get(tensor)
             tensor = op.inputs[0] if op is not None and graph.name(op) in _SAME_RANGE else None

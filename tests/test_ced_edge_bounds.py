@@ -164,3 +164,12 @@ def test_all_problems_of_the_bounds_are_reported(tmp_path: Path) -> None:
     path.write_text("[tool]\nced-edge = 1\n")
     with pytest.raises(InputError, match="must be a table"):
         read_bounds(tmp_path, {})
+
+
+def test_the_guide_shows_the_defaults() -> None:
+    """docs/guide.md repeats the table for readers."""
+    text = (Path(__file__).resolve().parents[1] / "docs" / "guide.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    shown = {row[0]: [float(cell) for cell in row[1:6]] for row in rows if row[0] in DEFAULTS}
+    names = ("max_drop", "max_class_drop", "max_error", "max_noise", "min_top1")
+    assert shown == {kind: [getattr(b, name) for name in names] for kind, b in DEFAULTS.items()}
