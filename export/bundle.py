@@ -93,6 +93,7 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
         raise InputError(
             f"--window {config.window_s:g} does not fit the model: choose {shortest_s:g} to {longest_s:g} seconds{hint}"
         )
+    # Whole samples: 10 s are exactly 160,000, and so is what the device computes from `window_s`.
     window = round(config.window_s * rate)
     with atomic_folder(out) as folder:
         files = _Files(folder, model, config, window)

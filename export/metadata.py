@@ -53,6 +53,7 @@ def add_onnx_metadata(path: Path, spec: ModelSpec, input: str, window_s: float) 
     import onnx
 
     model = onnx.load(path)
+    # set_model_props removes what it is not given.
     kept = {p.key: p.value for p in model.metadata_props}
     onnx.helper.set_model_props(model, kept | onnx_props(spec, input, window_s))
     with atomic_path(path) as temporary:
@@ -75,6 +76,7 @@ def add_tflite_metadata(path: Path, spec: ModelSpec, input: str, window_s: float
         entry = schema.MetadataT(name=ENTRY, buffer=len(model.buffers))
         model.metadata.append(entry)
         model.buffers.append(schema.BufferT())
+    # Other entries, such as the smallest runtime version that the converter wrote, stay as they are.
     model.buffers[entry.buffer].data = np.frombuffer(tflite_metadata(spec, input, window_s), np.uint8)
     _declare_versions(model, schema.BuiltinOperator.FULLY_CONNECTED)
     for graph in model.subgraphs:
@@ -152,6 +154,7 @@ def _table(
     Each argument is slot -> value: `refs` are offsets of what was written before, `bytes` are uint8, `ints` uint32.
     """
     refs, bytes, ints = refs or {}, bytes or {}, ints or {}
+    # A table has room up to its highest slot; slots that are not written read as their default.
     b.StartObject(1 + max([*refs, *bytes, *ints], default=-1))
     for slot, offset in refs.items():
         b.PrependUOffsetTRelativeSlot(slot, offset, 0)
@@ -170,7 +173,7 @@ def _content(b: Any, kind: int, properties: int) -> int:
 def _refs(b: Any, *offsets: int) -> int:
     """A vector of the tables at these offsets."""
     b.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
+    for offset in reversed(offsets):  # a flatbuffer is written from its end
         b.PrependUOffsetTRelative(offset)
     return int(b.EndVector())
 

@@ -66,8 +66,8 @@ def _locked(folder: Path) -> Iterator[bool | None]:
 def _check_replaceable(folder: Path) -> None:
     """Raise InputError unless `folder` may be deleted: it is missing, empty, or holds a bundle and nothing else.
 
-    bundle.json may name what it likes. Only plain names of model files count as the bundle's own, and no folders: a
-    hostile one must not make the export delete a user's files.
+    bundle.json may come from anyone, and may name any file. Only plain names of model files count as the bundle's
+    own, and no folders. So a hostile bundle cannot make the export delete a user's files.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

@@ -43,7 +43,7 @@ def _clips(source: Path, rate_hz: int, samples: int, clips: int) -> Iterator[Flo
     if shards := sorted(source.glob("shard-*.tar")) if source.is_dir() else []:
         yield from _from_shards(shards, rate_hz, clips)
         return
-    listed = read_manifest(source)
+    listed = read_manifest(source)  # labels come with it and are not used
     for clip in random.Random(SEED).sample(listed, min(clips, len(listed))):
         yield load_clip(clip, rate_hz, samples / rate_hz)
 
@@ -53,12 +53,14 @@ def synthetic_waves(samples: int, rate_hz: int, seed: int = 0) -> list[Float32]:
     rng = np.random.default_rng(seed)
     t = np.arange(samples) / rate_hz
     noise = rng.standard_normal(samples)
+    # 50 Hz and up by 700 Hz a second: over a window of 10 s it passes through nearly all mel bins.
     swept = np.sin(2 * np.pi * (50 * t + 350 * t**2))
     pulses = (np.arange(samples) % (rate_hz // 7) < 20) * rng.standard_normal(samples)
     chord = sum(np.sin(2 * np.pi * f * t) for f in (220.0, 277.2, 329.6))
     siren = np.sin(2 * np.pi * (700 * t - 60 * np.cos(2 * np.pi * 0.7 * t)))
     modulated = noise * (1 + np.sin(2 * np.pi * 4 * t))
     waves = [0.5 * noise, 1e-3 * noise, 0.5 * swept, pulses, 0.2 * chord, 0.3 * siren, 0.1 * modulated]
+    # A short one to be repeated, and silence, whose log-mel is the lowest value there is.
     waves += [0.2 * siren[: samples // 3], np.zeros(samples)]
     return [np.clip(wave, -1, 1).astype(np.float32) for wave in waves]
 
@@ -71,6 +73,7 @@ def mixtures(waves: Sequence[Float32], rate_hz: int, count: int = MIXTURES, seed
         total = np.zeros_like(waves[0])
         for i in rng.choice(len(waves), 3):
             part = fill(waves[i], len(total))
+            # Seconds of silence in between: ranges must hold for sounds that begin and end.
             sounding = rng.random(len(part) // rate_hz + 1).repeat(rate_hz)[: len(part)] > 0.4
             total += rng.choice([0.03, 0.1, 0.3, 1.0]) * np.roll(part, rng.integers(len(part))) * sounding
         mixed.append(np.clip(total, -1, 1).astype(np.float32))
@@ -82,6 +85,7 @@ def _from_shards(shards: list[Path], rate_hz: int, clips: int) -> Iterator[Float
     none = True
     rng = random.Random(SEED)
     for i, shard in enumerate(shards):
+        # Rounded so that the shares of all shards add up to `clips`.
         share = clips * (i + 1) // len(shards) - clips * i // len(shards)
         if not share:
             continue

@@ -100,8 +100,8 @@ def _verdict(
     targets = multi_hot([tags or () for tags in labels], probs.shape[1])
     known = np.array([tags is not None for tags in labels])
     comparison = compare(targets, probs, expected, known, np.ones(len(probs), bool))
-    # Noise is bounded on the synthetic sounds alone. They differ widely, while the clips of --data may be so similar
-    # that hardly anything tells them apart, and then any error is large beside that.
+    # Noise is bounded on the synthetic sounds alone. They differ widely. The clips of --data may be so similar that
+    # the expected predictions hardly vary, and any error is large compared with that.
     names = ["max_error"] + ["max_noise"] * synthetic + ["max_drop"] * (not math.isnan(comparison.drop))
     problems = accuracy_problems(comparison, DEFAULTS[file.kind].only(*names))
     return Verdict(file.name, file.bytes, comparison, tuple(problems))

@@ -114,7 +114,7 @@ def test_litert_beside_onnx(own: Case) -> None:
     assert tflite.fp32 is not None
     assert (tflite.fp32.clips, tflite.broken) == (24, ())
     assert tflite.fp32.max_error < 1e-4
-    # A logit that is off for all clips alike does not move the mAP.
+    # A logit that is off by the same amount in all clips does not change the mAP.
     python("-c", CONVERT, path, 12)
     replace_file(bundle, path)
     _, tflite = run_check(own, "fp32", limits=limits)

@@ -65,7 +65,7 @@ def test_top1_by_group_by_hand() -> None:
     probs = np.array(
         [
             [0.1, 0.6, 0.5],  # dog by class 1, which only its neighbour is labelled with
-            [0.2, 0.1, 0.3],  # heard as rain
+            [0.2, 0.1, 0.3],  # predicted as rain
             [0.0, 0.0, 0.1],  # rain
             [0.4, 0.0, 0.4],  # a tie: dog comes first
         ]

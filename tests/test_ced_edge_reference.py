@@ -99,7 +99,7 @@ def test_a_changed_json_is_refused(tmp_path: Path, change: dict[str, object], me
 
 
 def rewrite(folder: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, **fields: object) -> None:
-    """Another npz, and a JSON that knows its hash, as anyone can write them."""
+    """Write another npz, and a JSON with the right hash of it, as an attacker can."""
     with zipfile.ZipFile(folder / NPZ_NAME, "w", method) as archive:
         for name, content in members.items():
             archive.writestr(name, content)

@@ -62,7 +62,7 @@ def test_accuracy_is_drawn_against_latency(results: list[Result], reference: Ref
         "x-int8.onnx, onnxruntime 1: 0.8500, 20.0 ms",
         "x-fp32.onnx, onnxruntime 1: 0.9000, 40.0 ms",
     ]
-    # A broken one is hollow, and colours tell the files apart.
+    # The point of a broken result is hollow, and every file has its colour.
     int8, fp32 = axes.collections
     assert len(int8.get_facecolor()) == 0
     assert tuple(fp32.get_facecolor()[0]) == to_rgba("C1")

@@ -47,7 +47,7 @@ def test_front_end_of_any_length_is_the_definition(samples: int, seed: int) -> N
     for wave, mel in zip(waves, found, strict=True):
         exact = exact_log_mel(wave)
         assert mel.shape == exact.shape
-        # float32 rounds by the loudest bin of a frame, which the faint ones hear.
+        # float32 rounds relative to the loudest bin of a frame, so faint bins have a larger error.
         below = exact.max(axis=1, keepdims=True) - exact
         assert (np.abs(mel - exact) < 1e-4 * np.maximum(1, 10 ** ((below - 40) / 20))).all()
 

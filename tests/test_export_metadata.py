@@ -187,7 +187,7 @@ def test_tflite(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("channels", "version"), [(527, 12), (1, 1)])
 def test_weights_with_a_scale_per_channel_are_declared(tmp_path: Path, channels: int, version: int) -> None:
-    """Version 12 of FULLY_CONNECTED (TensorFlow's op_version.cc): an older runtime refuses what it would get wrong."""
+    """Version 12 of FULLY_CONNECTED (TensorFlow's op_version.cc): an older runtime refuses the file."""
     limit = np.abs(WEIGHTS).max(axis=1 if channels > 1 else None, initial=0)
     path = save_tflite(tmp_path / "m.tflite", (np.atleast_1d(limit) / 127).tolist())
     add_tflite_metadata(path, SPEC, "waveform", SAMPLES / 16_000)

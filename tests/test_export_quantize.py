@@ -1,4 +1,4 @@
-"""What is quantised in a .tflite file, read with the runtime; how well it answers is in test_export_bundle.py."""
+"""What is quantised in a .tflite file, read with the runtime. Its accuracy is tested in test_export_bundle.py."""
 
 from __future__ import annotations
 

@@ -50,12 +50,14 @@ def time_rounds(workers: Sequence[Worker], rounds: int, repeats: int) -> Float64
     Each round visits every worker, so that a machine that is busy for a while slows all of them by the same.
     """
     waves = [window(worker.target.bundle) for worker in workers]
+    # Rounds are the outer loop. With workers outside, each would be timed in its own minute of the machine's load.
     seconds = [[w.seconds(x, repeats) for w, x in zip(workers, waves, strict=True)] for _ in range(rounds)]
     return np.array(seconds, np.float64).transpose(1, 0, 2)
 
 
 def spread(seconds: Float64) -> float:
     """(slowest - fastest) / median of the rounds' medians; seconds (rounds, repeats)."""
+    # Of medians, because a single slow call says nothing about how far the rounds agree.
     medians = np.median(seconds, axis=1)
     return float((medians.max() - medians.min()) / np.median(medians))
 
@@ -64,6 +66,7 @@ def cold_ms(target: Target, threads: int) -> float:
     """Milliseconds from the start of a process to its first probabilities."""
     wave = window(target.bundle)
     with Worker(target, threads) as worker:
+        # The first prediction belongs to a cold start: runtimes allocate memory and pack weights in it.
         worker.predict(wave)
         return 1e3 * (time.perf_counter() - worker.started)
 
@@ -80,6 +83,7 @@ def bench(
         # Cold starts come first, one process at a time: a second one beside it would share its core and disk.
         colds = np.array([[cold_ms(target, n) for target in targets] for _ in range(cold)])
         with contextlib.ExitStack() as stack:
+            # These processes live through all rounds, so what is timed here is warm.
             workers = [stack.enter_context(Worker(target, n)) for target in targets]
             times = time_rounds(workers, rounds, repeats)
             for worker, seconds, first in zip(workers, times, colds.T, strict=True):

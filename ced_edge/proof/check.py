@@ -97,6 +97,7 @@ def check(
     for target in wanted:
         same_model(target.bundle, reference)
     clips = same_data(clips, reference)
+    # The manifest may list the clips in another order than `ced-edge evaluate` had them.
     row = {name: i for i, name in enumerate(reference.ids)}
     base = reference.probs[[row[clip.id] for clip in clips]]  # (N, C), in the order of the clips
     with contextlib.ExitStack() as stack:
@@ -134,8 +135,9 @@ def _predict_all(
     """Predict every clip with every worker; `base` (N, C) is the reference."""
     predictions = [_Predictions(np.empty_like(base), base.copy(), np.empty(len(clips), bool), None) for _ in workers]
     differences = [0.0] * len(workers)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(0)  # the same pieces in every run, so that a difference can be found again
     for i, clip in enumerate(clips):
+        # Bundles of other rates need the clip resampled for each rate, but decoded and resampled once per rate only.
         waves = {rate: load_clip(clip, rate) for rate in {w.target.bundle.spec.frontend.rate_hz for w in workers}}
         for k, (worker, p) in enumerate(zip(workers, predictions, strict=True)):
             b = worker.target.bundle
@@ -189,8 +191,8 @@ class _Fp32Files:
         if key not in self._workers:
             self._workers[key] = self._stack.enter_context(Worker(target, self._threads))
         fp32 = self._workers[key]
-        # A wrong fp32 file would excuse a wrong int8 file. If it is not among the checked files, nobody else
-        # compares it with the reference, so that happens here, on clips that it can take as they are.
+        # A wrong fp32 file would excuse a wrong int8 file. If it is not among the checked files, no other code
+        # compares it with the reference. So that happens here, on clips that it takes without cutting or padding.
         if key not in self._checked and same_input(target.bundle, fp32.fixed, len(wave)):
             error = float(np.abs(fp32.predict(wave) - base).max())
             if not error <= (limit := DEFAULTS["fp32"].max_error):
@@ -205,6 +207,7 @@ def _result(
     worker: Worker, predictions: _Predictions, seconds: Float64, clips: Sequence[Clip], base: Float32
 ) -> Result:
     """Everything measured of one worker; `seconds` (rounds, repeats), `base` (N, C)."""
+    # A clip without labels still counts in the probabilities.
     known = np.array([clip.labels is not None for clip in clips])
     labels = metrics.multi_hot([clip.labels or () for clip in clips], base.shape[1])
     p, everywhere = predictions, np.ones(len(clips), bool)
@@ -227,17 +230,20 @@ def _result(
 def broken_bounds(result: Result, bounds: Bounds) -> list[str]:
     """The bounds that do not hold, in words. See `Bounds` for clips that had another input."""
     allowed = bounds
+    # The reference is of other input for some clips. Their loss of mAP is partly the padding's, and a single class
+    # has too few clips to say more.
     if result.same_input < result.clips:
         allowed = dataclasses.replace(bounds, max_drop=bounds.max_drop + bounds.max_window_drop, max_class_drop=NONE)
     problems = accuracy_problems(result.reference, allowed)
     if result.fp32 is not None:
         problems += accuracy_problems(result.fp32, bounds, " from fp32")
     if result.stream_difference is not None:
+        # Exactly equal is the promise, so the bound is 0.
         problems += over("difference in a stream", result.stream_difference, 0.0)
     problems += over("latency in ms", result.latency_ms, bounds.max_latency_ms)
     problems += over("size in MB", result.size_mb, bounds.max_size_mb)
     if result.memory_mb is not None:
         problems += over("memory in MB", result.memory_mb, bounds.max_memory_mb)
-    elif bounds.max_memory_mb < math.inf:
+    elif bounds.max_memory_mb < math.inf:  # a bound that cannot be measured must not pass
         problems.append("memory cannot be measured on this system")
     return problems

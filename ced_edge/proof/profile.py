@@ -79,7 +79,7 @@ def _profile_onnx(target: Target, x: NDArray[Any], repeats: int, threads: int) -
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
+        options.log_severity_level = 3  # errors only: warnings about the CPU would go to the terminal
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(folder, "profile")
         path = str(target.bundle.path(target.file))
@@ -91,7 +91,10 @@ def _profile_onnx(target: Target, x: NDArray[Any], repeats: int, threads: int) -
 
 def aggregate(events: Sequence[dict[str, Any]]) -> Profile:
     """ONNX Runtime's profile -> means over its runs. The first run, which allocates memory, is left out."""
+    # A profile is one list of events with start times. An operator belongs to a counted run if it starts after the
+    # first counted run does.
     runs = sorted((e for e in events if e.get("name") == "model_run"), key=lambda e: float(e["ts"]))[1:]
+    # Other events of a node, such as waiting for memory, are in no operator's kernel.
     nodes = [e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     times = [(e["args"]["op_name"], 1 / len(runs), e["dur"] / 1e3) for e in nodes if e["ts"] >= runs[0]["ts"]]
     whole_ms = sum(e["dur"] for e in runs) / 1e3 / len(runs)
@@ -117,6 +120,7 @@ def _profile_tflite(target: Target, x: NDArray[Any], repeats: int, threads: int)
     same_kind: dict[str, list[Any]] = defaultdict(list)
     for op in graph.operators:
         same_kind[graph.kind(op)].append(op)
+    # Operators are timed on the values that they get in the model: some take longer on large or small numbers.
     values = run_plainly(module, path, x)
     parts, left_out = [loaded(module, [x], model_path=str(path), num_threads=threads)], Counter[str]()
     names, counts = [], []
@@ -132,6 +136,7 @@ def _profile_tflite(target: Target, x: NDArray[Any], repeats: int, threads: int)
     del values  # it holds every tensor of the model
     whole_ms, *ms = (1e3 * s for s in _median_seconds(parts, repeats))
     times = _summed(zip(names, counts, ms, strict=True))
+    # The cheapest operator does next to nothing, so its time is an upper bound for what a call itself costs.
     call_us = 1e3 * min(ms, default=0)
     method = f"each operator timed alone, as a model of its own; calling it takes at most {call_us:.1f} us of its time"
     return Profile(times, whole_ms, method, dict(left_out))
@@ -159,6 +164,7 @@ def loaded(module: Any, inputs: Sequence[NDArray[Any]], **flags: Any) -> Any:
 
 def _median_seconds(interpreters: Sequence[Any], rounds: int) -> list[float]:
     """Median seconds of one call of each. Every round visits all, so that a busy moment slows all by the same."""
+    # The smallest of three, as one call may be slowed by anything; it decides how many calls a visit needs.
     quickest = [min(_seconds(i, 1) for _ in range(3)) for i in interpreters]
     calls = [1 + int(VISIT_S / s) for s in quickest]
     times = [[_seconds(i, n) for i, n in zip(interpreters, calls, strict=True)] for _ in range(rounds)]

@@ -65,7 +65,7 @@ class Reference:
                 f"a reference of {len(self.ids)} clips does not fit probabilities of the shape {self.probs.shape} and "
                 f"average precisions of the shape {self.per_class_ap.shape}, or names a clip twice"
             )
-        if not ((self.probs >= 0) & (self.probs <= 1)).all():
+        if not ((self.probs >= 0) & (self.probs <= 1)).all():  # NaN fails both
             raise InputError("a reference holds values that are no probabilities in [0, 1]")
         texts = (self.device, self.dtype, self.data_hash, self.weights_hash, self.labels_hash)
         numbers = isinstance(self.metrics, dict) and all(
@@ -86,6 +86,7 @@ class Reference:
                     f, ids=np.array(self.ids, np.str_), probs=self.probs, per_class_ap=self.per_class_ap
                 )
             fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
+            # Sorted keys and no time of writing: the same evaluation writes the same bytes.
             text = {"format": FORMAT, "clips": len(self.ids), "npz_sha256": sha256_file(npz_path), **fields}
             json_path.write_text(json.dumps(text, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
@@ -103,6 +104,7 @@ def read_reference(path: Path) -> Reference:
         raise InputError(f"{json_path} is no reference of format {FORMAT}: write it again with `ced-edge evaluate`")
     if not npz_path.is_file():
         raise InputError(f"no such file: {npz_path}")
+    # Against mistakes, not against attacks: who changes the npz can change this hash too.
     if text.get("npz_sha256") != sha256_file(npz_path):
         raise InputError(f"{npz_path} does not belong to {json_path}, or is damaged: run `ced-edge evaluate` again")
     if text.get("labels_hash") != labels_hash():
@@ -134,7 +136,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
             raise InputError(f"{NPZ_NAME} would unpack to {size / 1e6:.0f} MB, more than a reference of its size can")
         arrays: dict[str, NDArray[Any]] = {}
         for name, member in members.items():
-            # The decoders of other methods allocate what the archive asks for.
+            # The decoders of other methods allocate a buffer whose size the archive sets.
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f"{name} is compressed by another method than deflate")
             with archive.open(member) as f:
@@ -171,7 +173,7 @@ def same_data(clips: Sequence[Clip], reference: Reference) -> list[Clip]:
     for clip in used:
         if not clip.path.is_file():
             raise AudioError(str(clip.path), "no such file")
-    # A clip that the reference lacks is fine if nobody can read it: `ced-edge evaluate` left it out for that reason.
+    # A clip may be missing in the reference if it cannot be read: `ced-edge evaluate` left it out for that reason.
     extra, missing = [], sorted(known - {clip.id for clip in used})
     for clip in clips:
         if clip.id not in known:
@@ -184,6 +186,7 @@ def same_data(clips: Sequence[Clip], reference: Reference) -> list[Clip]:
         raise InputError(
             f"the reference is of other data: {' and '.join(reasons)}; give the --data and --split that it was made of"
         )
+    # The hash covers labels and bytes. It says that something changed, but not what, so broken audio is looked for.
     if data_hash(used) != reference.data_hash:
         for clip in used:
             load_clip(clip, 16_000)

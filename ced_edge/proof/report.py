@@ -32,6 +32,7 @@ LEFT_ALIGNED = frozenset({"verdict", "file", "runtime", "op"})
 BENCH_HEAD = ("file", "runtime", "threads", "ms", "p95", "spread", "RTF", "load ms", "cold ms", "peak MB", "MB")
 OP_HEAD = ("op", "share", "ms", "calls")
 
+# The figures' table scrolls by itself, so that the page keeps its width in a small window.
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto }
@@ -86,7 +87,7 @@ def check_rows(results: Sequence[Result]) -> list[list[str]]:
 def _errors(r: Result) -> list[str]:
     """Cells for the errors of the probabilities, over all clips where an fp32 file makes that possible."""
     c = r.fp32 or r.reference
-    if not c.clips:
+    if not c.clips:  # no clip had the same input, and there is no fp32 file
         return [""] * 4
     return [f"{c.max_error:.1e}", f"{c.mean_error:.1e}", f"{c.noise:.3f}", f"{c.top1:.3f}"]
 
@@ -163,6 +164,7 @@ def accuracy_plot(results: Sequence[Result], reference: Reference) -> Any:
         )
     axes.set(xlabel="latency of a full window in ms (median)", ylabel="mAP", title="Accuracy against latency")
     axes.margins(y=0.2)
+    # From 0, so that distances show ratios of the times; the mAP is not from 0, where all points would lie together.
     axes.set_xlim(0.0, 1.1 * max(r.latency_ms for r in results))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0, frameon=False)
@@ -172,7 +174,7 @@ def accuracy_plot(results: Sequence[Result], reference: Reference) -> Any:
 def class_plot(results: Sequence[Result]) -> Any:
     """Draw the classes that lost most in any result, the worst on top: a row per class, a point per result."""
     drops = np.stack([r.reference.class_drops for r in results])  # (R, C)
-    present = np.flatnonzero(~np.isnan(drops).any(axis=0))
+    present = np.flatnonzero(~np.isnan(drops).any(axis=0))  # classes that some clip has
     worst = present[np.argsort(drops[:, present].max(axis=0), kind="stable")][-MAX_CLASSES:]
     figure = new_figure(8.0, 2.0 + 0.25 * len(worst) + 0.2 * len(results))
     axes = figure.add_subplot()
@@ -217,6 +219,7 @@ def write_html(path: Path, results: Sequence[Result], reference: Reference) -> N
         _html_table((), facts, "words"),
         _html_table(CHECK_HEAD, check_rows(results)),
         _html_table((), [(note,) for note in notes(results)], "words"),
+        # Each plot has its own salt: two SVGs on a page with the same ids would use each other's symbols.
         svg(accuracy_plot(results, reference), "accuracy"),
         svg(class_plot(results), "classes"),
     ]

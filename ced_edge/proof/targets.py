@@ -19,6 +19,7 @@ PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 def window(bundle: Bundle) -> Float32:
     """A full window of noise, always the same: (window_samples,)."""
     rng = np.random.default_rng(0)
+    # Noise at -20 dB, and not silence: denormal numbers change how fast arithmetic runs.
     return (0.1 * rng.standard_normal(bundle.window_samples)).astype(np.float32)
 
 
@@ -64,6 +65,7 @@ def fp32_target(target: Target) -> Target | None:
 
     None where the bundle has no such file, or nothing runs it.
     """
+    # .onnx files have a free time axis, so they take the padded input of any other file.
     for format in dict.fromkeys(("onnx", target.file.format)):
         runtimes = [target.runtime] if format == target.file.format else installed(format)
         fp32 = [f for f in target.bundle.files if (f.kind, f.format) == ("fp32", format) and f != target.file]

@@ -166,7 +166,7 @@ def _text(x: Any) -> str:
 def _packed(model: Any) -> bytes:
     import flatbuffers
 
-    # The schema asks for this alignment, but flatbuffers' Python code does not keep it. Runtimes read weights in
+    # The schema demands this alignment, but flatbuffers' Python code ignores it. Runtimes read weights in
     # place, so unaligned ones would be slow, or a crash.
     class Aligned(flatbuffers.Builder):  # type: ignore[misc]  # flatbuffers ships no types
         def StartVector(self, elemSize: int, numElems: int, alignment: int) -> int:
