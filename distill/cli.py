@@ -203,12 +203,12 @@ def train(
     if views is not None and not store.clean:
         raise InputError(f"{store_path} knows its own views: leave --windows, --views and --view-seed out")
     from distill.packing.shards import Pack
-    from distill.pipeline import run_train
+    from distill.pipeline import load_student, run_train
     from distill.processes import run_lock
 
     _check_new(out, resume)
     with run_lock(out):
-        weights = run_train(out, Pack.open(pack_path), store, chosen, init, device, views)
+        weights = run_train(out, Pack.open(pack_path), store, chosen, load_student(init, chosen), device, views)
     _show_weights(out, weights, as_json)
 
 
@@ -371,13 +371,12 @@ def pretrain(
     """Pretrain a student on unlabelled audio (masked autoencoder). Then train from it with --init OUT."""
     chosen = read_config(PretrainConfig, config, flags)
     from distill.packing.shards import Pack
+    from distill.pipeline import run_pretrain
     from distill.processes import run_lock
-    from distill.progress import TrainingBar
-    from distill.training.pretrain import pretrain as run
 
     _check_new(out, resume)
-    with run_lock(out), TrainingBar() as bar:
-        weights = run(out, Pack.open(pack_path), chosen, device, bar)
+    with run_lock(out):
+        weights = run_pretrain(out, Pack.open(pack_path), chosen, device)
     _show_weights(out, weights, as_json)
 
 

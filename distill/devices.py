@@ -1,22 +1,22 @@
-"""Torch devices by name. torch is imported only when a device is asked for."""
+"""Torch devices by name."""
 
 from __future__ import annotations
-
-import os
 
 import torch
 
 from ced_edge.errors import InputError
 from ced_edge.machine import cpu_name
+from distill.processes import local_rank
 
 
 def local_device(device: str) -> str:
-    """`cuda` as this rank's own GPU under torchrun; any other device as it is."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    """`cuda` as this process's own GPU under torchrun; any other device unchanged."""
+    rank = local_rank()
+    return device if device != "cuda" or rank is None else f"cuda:{rank}"
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name (cpu, cuda, cuda:1, mps). Raises InputError when this machine has none such."""
+    """The device of that name (cpu, cuda, cuda:1, mps). Raises InputError when this machine has no such device."""
     try:
         device = torch.device(name)
         known = device.type in ("cpu", "cuda", "mps", "xpu")
@@ -27,12 +27,12 @@ def find_device(name: str) -> torch.device:
     try:
         torch.empty(1, device=device)
     except Exception as e:  # each backend raises its own
-        raise InputError(f"device {name} asked for, but torch finds none such here: use --device cpu") from e
+        raise InputError(f"--device {name}: torch finds no such device on this machine: use --device cpu") from e
     return device
 
 
 def device_name(device: torch.device) -> str:
-    """The hardware's own name, as far as the system tells it."""
+    """The name of the hardware, or the kind of device where the system has no name for it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -41,13 +41,13 @@ def device_name(device: torch.device) -> str:
 
 
 def teacher_device(name: str) -> torch.device:
-    """The torch device of that name. Raises InputError when this machine has none such."""
+    """Like `find_device`, without allocating on the device: loading a teacher does that."""
     try:
         device = torch.device(name)
     except RuntimeError as e:
         raise InputError(f"unknown device {name!r}: choose cpu or cuda") from e
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda asked for, but torch finds no GPU here: use --device cpu")
+        raise InputError(f"--device {name}: torch finds no GPU on this machine: use --device cpu")
     return device
 
 

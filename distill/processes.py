@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ced_edge.errors import CedEdgeError
+from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import folder_lock
 
 Pool = concurrent.futures.Executor | None
@@ -77,8 +77,26 @@ def in_order(pool: Pool, function: Callable[[Item], Result], items: Iterable[Ite
 
 
 def rank_and_world() -> tuple[int, int]:
-    """This process's rank, and how many there are: (0, 1) unless torchrun started it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """This process's rank among all, and their number: (0, 1) unless torchrun started it."""
+    return _environment("RANK", 0), _environment("WORLD_SIZE", 1)
+
+
+def local_rank() -> int | None:
+    """This process's rank among those on this machine; None unless torchrun started it."""
+    return _environment("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else None
+
+
+def local_world() -> int:
+    """The number of processes on this machine: 1 unless torchrun started it."""
+    return _environment("LOCAL_WORLD_SIZE", 1)
+
+
+def _environment(name: str, default: int) -> int:
+    """A number that torchrun passes in the environment. Raises InputError when it is not a number."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise InputError(f"the environment variable {name} is {text!r}, but must be a whole number: unset it")
+    return int(text)
 
 
 @contextlib.contextmanager

@@ -324,7 +324,7 @@ def test_a_second_run_in_the_same_folder_is_refused(call: Call, packed: Pack, st
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there(call: Call, packed: Pack, store: Store, teacher: Path, tmp_path: Path) -> None:
     manifest = write_tones(tmp_path / "audio", 4)
-    told = "device cuda asked for, but torch finds"
+    told = "--device cuda: torch finds"
     wanted = ["--device", "cuda", "--out", "r", "--pack", packed.location]
     refused(call("train", *wanted, "--store", store.path), 2, told)
     refused(call("teach", *wanted, "--teacher", f"t={teacher}"), 2, told)

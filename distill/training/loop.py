@@ -1,6 +1,7 @@
-"""The steps of a training run: what is the same whatever a network learns, and all that can come between.
+"""The training loop: the same for every network that is trained here, whatever its loss and its batches.
 
-A run lies in a folder. It saves itself every few minutes and when it is stopped, and goes on from there exactly.
+A run has a folder. It saves itself there every few minutes and when it is stopped. When it is started again, it
+continues exactly as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -8,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import os
 import signal
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -26,6 +26,7 @@ from ced_edge.files import atomic_path
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import save_model
 from distill.devices import find_device, has_fast_bf16
+from distill.processes import local_world, rank_and_world
 from distill.training.batches import Batch
 from distill.training.config import Config
 from distill.training.log import TrainLog
@@ -35,94 +36,126 @@ MODEL_NAME = "model.safetensors"
 STATE_NAME = "state.pt"
 
 Losses = Callable[[Batch, int], dict[str, Tensor]]
-"""A batch and the number of its step -> `loss`, which is descended, and whatever else the log has a column for."""
+"""(batch, number of the step) -> scalars: `loss`, whose gradient is taken, and all others that the log has columns for."""
 
 
 class Interrupted(CedEdgeError):
-    """Stopped by the user; what was learnt is saved. Exit code 130, as a shell gives for Ctrl-C."""
+    """The user stopped the run, and it is saved. Exit code 130, which is what shells use for Ctrl-C."""
 
     exit_code = 130
 
 
 @dataclass
 class Trainer:
-    """A network that learns: all that changes meanwhile, and so all that a run needs to go on."""
+    """A network in training. Its fields are what changes during training, and what a run needs to continue."""
 
     run: Path
     """The folder of the run."""
     config: Config
     recipe: dict[str, Any]
-    """All that decides what is learnt, for the checkpoint."""
+    """Everything that decides the result. A run continues only with an equal recipe."""
     steps: int
     fabric: Fabric
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    student: CED
+    student: nn.Module
     """What is saved for use: the model, a part of it, or its average."""
     averaged: AveragedModel | None = None
-    """The model, averaged over the steps."""
+    """The running average of the model's weights, if there is one."""
 
-    def learn(
+    def fit(
         self,
         step: int,
         losses: Losses,
         optimizers: Sequence[torch.optim.Optimizer],
         batches: Generator[Batch, None, None],
-        log: TrainLog,
+        log: TrainLog | None,
     ) -> Path:
-        """Take the steps from number `step` on and return the path of the student; `optimizers` as Fabric made them."""
-        config, saved = self.config, time.monotonic()
-        with stop_politely() as stop, memory_errors(config.batch), contextlib.closing(batches), log:
+        """Do all steps from number `step` on, save, and return the path of the student's weights.
+
+        `optimizers` are those of this trainer as Fabric wraps them. `batches` must start at batch number `step`.
+        `log` is None in all processes except the first. Raises Interrupted when the user stopped the run, and
+        CedEdgeError when the gradient is not finite or memory or disk is too small; the last checkpoint is kept.
+        """
+        config, saved_s = self.config, time.monotonic()
+        with stop_politely() as stop, memory_errors(config.batch), contextlib.closing(batches), log or contextlib.nullcontext():
             while step < self.steps:
+                # Worker processes have the next batch ready, so this seldom waits.
                 batch = Batch(*(t.to(self.fabric.device, non_blocking=True) for t in next(batches)))
+
                 lr = config.lr * schedule(step, self.steps, config.warmup)
-                for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                    group["lr"] = lr
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+
+                # Forward and backward. With several processes, the backward pass averages the gradients over them.
                 values = losses(batch, step)
                 self.fabric.backward(values["loss"])
+
+                # One bad batch must not throw the weights far off, so the gradient's norm has a limit. A norm that is
+                # not finite would destroy them: stop before the step, while the last checkpoint is still good.
                 values["grad"] = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
                 if not torch.isfinite(values["grad"]):
                     raise CedEdgeError(
                         f"the gradient is not finite at step {step} (loss {values['loss'].item():.4g}): try a lower "
                         f"--lr; the last checkpoint in {self.run}, if there is one, is kept"
                     )
+
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
                 if self.averaged is not None:
                     self.averaged.update_parameters(self.model)
                 step += 1
-                if step % config.log_every == 0 or step == self.steps:
-                    log.write(step, values, lr, config.batch)
+
+                if log is not None:
+                    if step % config.log_every == 0 or step == self.steps:
+                        log.write(step, values, lr, config.batch)
+                    log.report(step)
+
+                # Save every few minutes, and when the user stops the run. A stop is decided by all processes together:
+                # one that left alone would let the others wait forever in the next backward pass.
                 stopped = step < self.steps and any_rank(self.fabric, bool(stop))
-                if stopped or time.monotonic() - saved > 60.0 * config.checkpoint_minutes:
+                if stopped or time.monotonic() - saved_s > 60.0 * config.checkpoint_minutes:
                     self.save(step)
-                    saved = time.monotonic()
+                    saved_s = time.monotonic()
                 if stopped:
-                    self.fabric.barrier()  # nobody may leave, and so end the others, before the first one has saved
+                    # torchrun ends all processes when one of them ends: wait until the first one has saved.
+                    self.fabric.barrier()
                     raise Interrupted(
                         f"stopped at step {step} of {self.steps}: saved in {self.run}; run the same again to go on"
                     )
             self.save(step)
         self.fabric.barrier()
+        return self.weights
+
+    @property
+    def weights(self) -> Path:
+        """Where the student's weights are saved."""
         return self.run / MODEL_NAME
 
     def save(self, step: int) -> None:
-        """Write the student and the state, from the first process alone."""
+        """Write the student and the state. Under torchrun only the first process does."""
         if self.fabric.is_global_zero:
-            # The state last: a run that is killed in between goes on from the state before, and writes both again.
-            save_model(self.run / MODEL_NAME, self.student, {"recipe": self.recipe, "step": step})
+            # The state last: a run that is killed in between continues from the state before, and writes both again.
+            self.save_student(step)
             state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
             state["optimizers"] = [optimizer.state_dict() for optimizer in self.optimizers]
             save_state(self.run / STATE_NAME, {**state, "step": step, "recipe": self.recipe})
 
+    def save_student(self, step: int) -> None:
+        """Write the student's weights in the form that is used later."""
+        assert isinstance(self.student, CED)
+        save_model(self.weights, self.student, {"recipe": self.recipe, "step": step})
+
     def resume(self) -> int:
-        """Take on the saved state; its step, 0 when there is none. Raises InputError on another run's."""
+        """Load the saved state and return its step; 0 when there is none. Raises InputError on another run's state."""
         path = self.run / STATE_NAME
         if not path.exists():
             return 0
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
+            # States of old versions, which knew no torchrun, have no number of processes.
             different = differences(self.recipe, {"processes": 1, **state["recipe"]})
         except Exception as e:  # a broken file can raise almost anything
             raise InputError(f"{path} is no training state ({first_line(e)}): delete it to start over") from e
@@ -137,14 +170,14 @@ class Trainer:
 
     def done(self, step: int) -> bool:
         """Whether nothing is left to do at this step."""
-        return step >= self.steps and (self.run / MODEL_NAME).exists()
+        return step >= self.steps and self.weights.exists()
 
     def _parts(self) -> dict[str, nn.Module]:
         return {"model": self.model, **({} if self.averaged is None else {"averaged": self.averaged})}
 
 
 def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
-    """Names of the values that differ, but for those that change nothing in what is learnt."""
+    """Names of the values that differ, except those that do not change the result of training."""
     names = []
     for key, value in wanted.items():
         other = found.get(key)
@@ -156,18 +189,18 @@ def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def make_fabric(device: str, precision: str) -> Fabric:
-    """Device, precision and processes; under torchrun one of many. Raises InputError on a device that is not there."""
+    """Device, precision and processes of a run, as torchrun started it. Raises InputError on an unavailable device."""
     where = find_device(device)
     kind = where.type
     bf16 = precision == "bf16" or (precision == "auto" and has_fast_bf16(kind))
     many = torch.distributed.is_torchelastic_launched()
-    here = int(os.environ["LOCAL_WORLD_SIZE"]) if many else 1
+    here, world = (local_world(), rank_and_world()[1]) if many else (1, 1)
     if kind == "cuda" and here > torch.cuda.device_count():
         raise InputError(f"{here} processes for {torch.cuda.device_count()} GPUs: start one --nproc-per-node for each")
     fabric = Fabric(
         accelerator=kind,
         devices=[where.index] if where.index and not many else here,
-        num_nodes=int(os.environ["WORLD_SIZE"]) // here if many else 1,
+        num_nodes=world // here,
         strategy="ddp" if many else "auto",
         precision="bf16-mixed" if bf16 else "32-true",
     )
@@ -184,8 +217,8 @@ def any_rank(fabric: Fabric, value: bool) -> bool:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a training state, whole or not at all. Raises CedEdgeError on a full disk."""
-    # In memory first: on a full disk torch's own writer fails with an error that does not say so.
+    """Write tensors by name, whole or not at all. Raises CedEdgeError on a full disk."""
+    # Into memory first: on a full disk, torch's own writer fails with an error that does not name the cause.
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with atomic_path(path) as temporary:
@@ -194,29 +227,36 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def stop_politely() -> Iterator[list[int]]:
-    """A list that is no longer empty once Ctrl-C or a termination was asked for: the step is finished first."""
-    asked: list[int] = []
+    """Turn the first Ctrl-C or termination signal into an entry of the list, so that the step can be finished.
+
+    The second one raises KeyboardInterrupt at once.
+    """
+    received: list[int] = []
 
     def handler(number: int, _frame: object) -> None:
-        if asked:
+        if received:
             raise KeyboardInterrupt
-        asked.append(number)
+        received.append(number)
 
     try:
         old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: whoever runs us there stops us in another way
-        yield asked
+    except ValueError:  # only the main thread may set handlers; a caller in another thread has its own way to stop
+        yield received
         return
     try:
-        yield asked
+        yield received
     finally:
         for s, previous in old.items():
             signal.signal(s, previous)
 
 
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+CUDA_OUT_OF_MEMORY = "CUDA error: out of memory"
+
+
 @contextlib.contextmanager
 def memory_errors(batch: int) -> Iterator[None]:
-    """Too little memory or disk, in plain words. Raises CedEdgeError."""
+    """Report too little memory or disk in one line. Raises CedEdgeError."""
     kept = "the last checkpoint is kept"
     try:
         yield
@@ -225,7 +265,9 @@ def memory_errors(batch: int) -> Iterator[None]:
             raise
         raise CedEdgeError(f"disk full: free some space and run again to go on; {kept}") from e
     except (MemoryError, RuntimeError) as e:
-        said = str(e).lower()
-        if isinstance(e, MemoryError | torch.OutOfMemoryError) or "alloc" in said or "out of memory" in said:
+        # torch's CPU allocator and the CUDA driver raise a plain RuntimeError, which only its text tells from others.
+        text = str(e)
+        by_class = isinstance(e, MemoryError | torch.OutOfMemoryError)
+        if by_class or CPU_OUT_OF_MEMORY in text or text.startswith(CUDA_OUT_OF_MEMORY):
             raise CedEdgeError(f"out of memory: use a --batch below {batch}; {kept}") from e
         raise

@@ -24,7 +24,7 @@ from distill.teaching.views import ViewRecipe
 from distill.training.batches import Batch, Batches, TrainingData, loader
 from distill.training.config import HEAD_WIDTH, PretrainConfig, TrainConfig
 from distill.training.log import Reporter, TrainLog
-from distill.training.loop import MODEL_NAME, Trainer, make_fabric
+from distill.training.loop import Trainer, make_fabric
 from distill.training.optimizers import make_optimizers
 from distill.training.train import time_offset
 
@@ -112,19 +112,19 @@ def pretrain(
     optimizers = make_optimizers(mae, config, betas=(0.9, 0.95))  # the published betas of masked autoencoders
     rank, world = fabric.global_rank, fabric.world_size
     recipe = {"pretrain": config.to_dict(), "pack": pack.hash, "processes": world}
-    learner = Trainer(run, config, recipe, config.steps, fabric, mae, optimizers, mae.student)
-    step = learner.resume()
-    if learner.done(step):
-        return run / MODEL_NAME
+    trainer = Trainer(run, config, recipe, config.steps, fabric, mae, optimizers, mae.student)
+    step = trainer.resume()
+    if trainer.done(step):
+        return trainer.weights
     prepared_mae, *prepared = fabric.setup(mae, *optimizers)
     prepared_mae.train()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
         return {"loss": prepared_mae(batch.wave, *_draw(mae.student, batch.wave, config, step, rank, world))}
 
-    log = PretrainLog(run, step, config.steps, reporter if fabric.is_global_zero else None)
+    log = PretrainLog(run, step, config.steps, reporter) if fabric.is_global_zero else None
     batches = loader(waves(pack, config, rank, world), step, config.workers, WaveBatches, fabric.device.type)
-    return learner.learn(step, losses, prepared, batches, log)
+    return trainer.fit(step, losses, prepared, batches, log)
 
 
 def _draw(
@@ -203,9 +203,9 @@ class PretrainLog(TrainLog):
     fields = ("step", "loss", "grad", "lr", "clips_per_s")
 
     def describe(self, row: dict[str, float]) -> str:
-        return f"loss {row['loss']:.4f} (1 knows nothing)"
+        return f"loss {row['loss']:.4f} (1 is what guessing gives)"
 
-    def watch(self, row: dict[str, float]) -> str:
+    def problem(self, row: dict[str, float]) -> str:
         if math.isfinite(row["loss"]) and row["loss"] < NOTHING_LEARNT:
             return ""
         return f"hidden patches are no better than guessed (loss {row['loss']:.3f}): raise --steps or --lr"

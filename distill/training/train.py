@@ -1,4 +1,4 @@
-"""Train: the student learns from the store alone, hearing the very same views."""
+"""Train: a student learns from the store alone. It gets exactly the views that the teachers predicted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.teaching.views import ViewRecipe
 from distill.training.batches import Batch, TrainingData, batches_per_pass, loader
 from distill.training.config import TrainConfig
 from distill.training.log import Reporter, TrainLog
-from distill.training.loop import MODEL_NAME, Trainer, make_fabric
+from distill.training.loop import Trainer, make_fabric
 from distill.training.losses import bce, prior_logits, spread, top_k_kl
 from distill.training.optimizers import make_optimizers, warm_ema
 
@@ -34,9 +34,10 @@ def train(
 ) -> Path:
     """Train a student into the folder `run` and return the path of its weights, `model.safetensors`.
 
-    Goes on from `run/state.pt` where there is one, exactly as if it had never stopped. Raises InputError when that
-    state is of another recipe, the store of another pack, or a window does not fit the model; CedEdgeError on NaN, a
-    full disk, or too little memory: the last checkpoint stays.
+    `init` holds the weights to start from; without it they are random. If `run/state.pt` exists, the run continues
+    from it exactly as if it had never stopped. Raises InputError when that state is of another recipe, the store of
+    another pack, or a window does not fit the model; CedEdgeError on NaN, a full disk, or too little memory: the last
+    checkpoint is kept.
     """
     check_store(stream)
     fabric = make_fabric(device, config.precision)
@@ -47,10 +48,10 @@ def train(
     averaged = AveragedModel(model, multi_avg_fn=warm_ema(config.ema), use_buffers=True)
     steps = config.steps or total_steps(stream, config)
     recipe, optimizers = make_recipe(stream, config, steps), make_optimizers(model, config)
-    learner = Trainer(run, config, recipe, steps, fabric, model, optimizers, cast(CED, averaged.module), averaged)
-    step = learner.resume()
-    if learner.done(step):
-        return run / MODEL_NAME
+    trainer = Trainer(run, config, recipe, steps, fabric, model, optimizers, averaged.module, averaged)
+    step = trainer.resume()
+    if trainer.done(step):
+        return trainer.weights
     student, *prepared = fabric.setup(torch.compile(model) if config.compile else model, *optimizers)
     student.train()
 
@@ -61,45 +62,44 @@ def train(
             spreads = {"spread": spread(logits.sigmoid()), "teacher_spread": spread(batch.target)}
         return {"loss": config.bce * parts["bce"] + config.kl * parts["kl"], **parts, **spreads}
 
-    log = TrainLog(run, step, steps, reporter if fabric.is_global_zero else None)
+    log = TrainLog(run, step, steps, reporter) if fabric.is_global_zero else None
     batches = loader(stream, step, config.workers, device=fabric.device.type)
-    return learner.learn(step, losses, prepared, batches, log)
+    return trainer.fit(step, losses, prepared, batches, log)
 
 
 def make_recipe(stream: TrainingData, config: TrainConfig, steps: int) -> dict[str, Any]:
-    """All that decides what is learnt, for the checkpoint."""
+    """Everything that decides the result, for the checkpoint."""
     views, store = stream.recipe.to_dict(), stream.store.to_dict()
     return {"train": config.to_dict(), "views": views, "store": store, "steps": steps, "processes": stream.world}
 
 
 def check_store(stream: TrainingData) -> None:
-    """Raise InputError when the answers are about other clips or views than those that will be heard."""
+    """Raise InputError when the store's predictions are of other clips or views than those of the training data."""
     store = stream.store
     if store.pack != stream.pack.hash:
         raise InputError(
-            f"{store.path} is a store of another pack than {stream.pack.location}: give the two that belong"
+            f"{store.path} is a store of another pack than {stream.pack.location}: give the pack it was made from"
         )
     if not store.clean and store.recipe != stream.recipe:
-        raise InputError(f"{store.path} holds answers about other views than those asked for")
+        raise InputError(f"{store.path} holds predictions of other views than these: leave the views' flags out")
 
 
 def check_windows(spec: ModelSpec, recipe: ViewRecipe) -> None:
-    """Raise InputError when a student of this spec cannot hear windows of this length."""
+    """Raise InputError when a student of this spec cannot take windows of this length."""
     rate_hz, hop, patch = spec.frontend.rate_hz, spec.frontend.hop, spec.patch
     for _, seconds in recipe.windows:
         if not 1 <= spec.frontend.frames(round(seconds * rate_hz)) // patch <= spec.grid_time:
             raise InputError(
-                f"views of {seconds:g} s do not fit the student, which hears {(patch - 1) * hop / rate_hz:g} to "
-                f"{spec.max_frames * hop / rate_hz:g} s at once: choose other --windows"
+                f"views of {seconds:g} s do not fit the student, which takes {(patch - 1) * hop / rate_hz:g} to "
+                f"{spec.max_frames * hop / rate_hz:g} s: choose other --windows"
             )
 
 
 def new_student(stream: TrainingData, config: TrainConfig) -> CED:
-    """A student with initial weights; its head may start at the mean of the stored answers.
-
-    Every residual branch starts at 0, which learns a little faster from a cold start.
-    """
+    """A student with initial weights; with `prior_bias`, its head predicts the mean of the stored predictions."""
     model = CED(size(config.size))
+    # Every residual branch starts at 0: the blocks pass their input on unchanged at first. From random weights the
+    # loss then falls a little faster (benchmarks/cold_start.py).
     for name, weight in model.named_parameters():
         if name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             nn.init.zeros_(weight)
@@ -109,7 +109,7 @@ def new_student(stream: TrainingData, config: TrainConfig) -> CED:
 
 
 def start_at_prior(model: CED, stream: TrainingData, fill: str) -> None:
-    """Set the head's bias to where it predicts the mean of the stored answers."""
+    """Set the head's bias so that the student predicts the mean of the stored predictions of the first shards."""
     store, shards = stream.store, stream.pack.shards[:16]
     epoch = CLEAN_EPOCH if store.clean else 0
     dense = [store.read(epoch, shard.name, shard.clips).dense(fill)[0].mean(axis=0) for shard in shards]
@@ -125,7 +125,10 @@ def total_steps(stream: TrainingData, config: TrainConfig) -> int:
 
 
 def time_offset(model: CED, batch: Batch, step: int, config: TrainConfig) -> int:
-    """Where in the time embedding this step's windows lie, in patches: drawn from (seed, step)."""
+    """The place of this step's windows in the time embedding, in patches: drawn from (seed, step) alone.
+
+    Windows are often shorter than the embedding. Always at its start, they would leave the rest of it untrained.
+    """
     spec = model.spec
     free = spec.grid_time - spec.frontend.frames(batch.wave.shape[1]) // spec.patch
     if not config.random_offset or free <= 0:
