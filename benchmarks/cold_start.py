@@ -116,9 +116,6 @@ class Lines:
         if step % 50 == 0 or step == steps:
             click.echo(f"{self.name}: step {step} of {steps}, {text}", err=True)
 
-    def warn(self, text: str) -> None:
-        click.echo(f"{self.name}: {text}", err=True)
-
 
 @dataclass(frozen=True)
 class Epochs(TrainingData):

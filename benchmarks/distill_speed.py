@@ -38,7 +38,6 @@ from distill.demo.synth import write_dataset
 from distill.devices import has_fast_bf16
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
-from distill.progress import say
 from distill.teachers.base import Teacher
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
@@ -92,13 +91,10 @@ class Clock:
     """A reporter that records the time of each update."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times: dict[int, float] = {}
 
     def update(self, step: int, steps: int, text: str) -> None:
-        self.times.append(time.perf_counter())
-
-    def warn(self, text: str) -> None:
-        pass
+        self.times[step] = time.perf_counter()
 
 
 class Bench:
@@ -192,8 +188,7 @@ def loop_rate(bench: Bench, store: Store, precision: str) -> float:
     clock, run = Clock(), bench.folder / "run"
     train(run, TrainingData(bench.pack, store, store.recipe, s.batch, RATE_HZ), config, reporter=clock)
     shutil.rmtree(run)
-    first, last = clock.times[0], clock.times[-1]
-    return s.steps * s.batch / (last - first)
+    return s.steps * s.batch / (clock.times[2 * s.steps] - clock.times[s.steps])
 
 
 def drawing_rate(bench: Bench, store: Store) -> float:
@@ -212,7 +207,7 @@ def training_speed(bench: Bench) -> dict[str, Any]:
     precisions = ["fp32", "bf16"] if has_fast_bf16("cpu") else ["fp32"]
     turns: list[dict[str, float]] = []
     for turn in range(bench.s.repeats):
-        say(f"training speed: turn {turn + 1} of {bench.s.repeats}")
+        click.echo(f"training speed: turn {turn + 1} of {bench.s.repeats}", err=True)
         rates = {"views drawn by one process": drawing_rate(bench, store)}
         for p in precisions:
             rates[f"bare step, {p}"] = bare.rate(p, fused_attention=False)
@@ -273,7 +268,7 @@ def teaching_speed(bench: Bench) -> dict[str, Any]:
     turns: list[dict[str, float]] = []
     counts = sorted({1, bench.s.threads})
     for turn in range(bench.s.repeats):
-        say(f"teaching speed: turn {turn + 1} of {bench.s.repeats}")
+        click.echo(f"teaching speed: turn {turn + 1} of {bench.s.repeats}", err=True)
         rates = {}
         for n in counts:
             rates[f"teachers alone, {n} threads"] = bare_teaching_rate(bench, teachers, n)
@@ -317,7 +312,7 @@ def _stages(bench: Bench, n: int) -> Iterator[tuple[str, dict[str, float]]]:
         ],
     }  # fmt: skip
     for name, arguments in commands.items():
-        say(f"memory: {name}, {n} clips")
+        click.echo(f"memory: {name}, {n} clips", err=True)
         start = time.perf_counter()
         peak = peak_of([*program, *arguments])
         yield name, {**peak, "seconds": time.perf_counter() - start}

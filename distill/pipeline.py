@@ -1,4 +1,4 @@
-"""The main job: pack -> teach -> train -> evaluate in one folder, each stage going on where it stopped."""
+"""The main job: pack -> teach -> train -> evaluate in one folder. Each stage continues where it stopped."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ced_edge.network.checkpoint import load_model
 from ced_edge.proof.reference import JSON_NAME
 from ced_edge.spec import size
 from distill.devices import find_device, local_device
-from distill.evaluation.comparison import check_names, evaluate_student, evaluate_teachers
+from distill.evaluation.comparison import check_names, evaluate_ensemble, evaluate_student
 from distill.evaluation.plots import plot_loss, plot_per_class_ap
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
-from distill.processes import rank_and_world
-from distill.progress import TrainingBar, stage
+from distill.processes import local_world, rank_and_world
+from distill.progress import ProgressBar, stage
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
 from distill.teachers.spec import TeacherSpec
@@ -36,8 +36,9 @@ from distill.teaching.store import Store
 from distill.teaching.teach import Job, teach, units
 from distill.teaching.views import ViewRecipe
 from distill.training.batches import TrainingData, batches_per_pass
-from distill.training.config import TrainConfig
+from distill.training.config import PretrainConfig, TrainConfig
 from distill.training.log import read_log
+from distill.training.pretrain import pretrain
 from distill.training.train import check_windows, train
 
 SUMMARY_NAME = "summary.json"
@@ -46,45 +47,52 @@ TIMES_NAME = "times.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """All that the main job is made of."""
+    """Everything that the main job needs to know."""
 
     run: Path
     clips: Sequence[Clip]
-    """What is learnt from; labels are not looked at."""
+    """The clips to learn from; their labels are not read."""
     eval_clips: Sequence[Clip]
-    """What is evaluated on; without any the last stage is left out."""
+    """The clips to evaluate on; without any, nothing is evaluated."""
     teachers: tuple[TeacherSpec, ...]
     views: ViewRecipe
     train: TrainConfig
     pack: PackConfig = field(default_factory=PackConfig)
     k: int = 20
     init: str | None = None
+    """The weights to start from: a file, a run, a folder, or a hub name."""
     device: str = "cpu"
     note: str = ""
-    """Said in the summary, for instance that this is a demonstration."""
+    """Printed with the summary, for instance that this is a demonstration."""
 
 
 def run_all(plan: Plan) -> dict[str, Any]:
     """Run every stage that is not done yet and return the summary, which is also written to `summary.json`.
 
-    What can be refused is refused before anything is done.
+    Raises InputError before the first stage if anything in the plan cannot be used.
     """
-    ensemble = check(plan)
+    ensemble, student = check(plan)
+    models: dict[str, Any] = {}
     with folder_lock(plan.run):
         with _timed(plan.run, "pack"), stage("pack", len(plan.clips)) as progress:
             shards = pack(plan.clips, plan.run / "pack", plan.pack, progress)
-        batches_per_pass(shards, plan.train.batch, max(1, plan.train.workers))  # refuses before hours of teaching
+        batches_per_pass(shards, plan.train.batch, max(1, plan.train.workers))  # raises before hours of teaching
         with _timed(plan.run, "teach"):
-            store = run_teach(
-                shards, plan.run / "store", plan.teachers, plan.views, plan.k, plan.device, ensemble=ensemble
-            )
-        del ensemble  # training needs the memory
-        with _timed(plan.run, "train"):
-            weights = run_train(plan.run, shards, store, plan.train, plan.init, plan.device)
-        models: dict[str, Any] = {}
+            out = plan.run / "store"
+            store = run_teach(shards, out, plan.teachers, plan.views, plan.k, plan.device, ensemble=ensemble)
+        # The teachers are evaluated before the student is trained: they are loaded only once, and training, which
+        # does not need them, has their memory.
         if plan.eval_clips:
             with _timed(plan.run, "evaluate"):
-                models = run_evaluate(plan, weights, store)
+                models |= run_evaluate_teachers(plan, ensemble)
+        del ensemble
+        with _timed(plan.run, "train"):
+            weights = run_train(plan.run, shards, store, plan.train, student, plan.device)
+        if plan.eval_clips:
+            with _timed(plan.run, "evaluate"):
+                models |= run_evaluate_student(plan, weights)
+            write_json(plan.run / "evaluation.json", models)
+            plot_per_class_ap(plan.run / "per_class_ap.png", _ap(models["student"]), _ap(models["ensemble"]))
         summary = {
             "note": plan.note,
             "size": plan.train.size,
@@ -94,7 +102,7 @@ def run_all(plan: Plan) -> dict[str, Any]:
             "views": shards.clips * len(store.epochs),
             "bytes_per_view": store.bytes() / (shards.clips * len(store.epochs)),
             "store": store.to_dict(),
-            "models": models,
+            "models": {n: {k: m[k] for k in ("mean_ap", "top1_by_group", "clips")} for n, m in models.items()},
             "stage_seconds": read_json(plan.run / TIMES_NAME),
         }
         write_json(plan.run / SUMMARY_NAME, summary)
@@ -102,17 +110,17 @@ def run_all(plan: Plan) -> dict[str, Any]:
     return summary
 
 
-def check(plan: Plan) -> Ensemble:
-    """The plan's teachers, loaded. Raises InputError on what the stages would refuse only hours later."""
+def check(plan: Plan) -> tuple[Ensemble, CED | None]:
+    """Load the teachers and the student to start from. Raises InputError for what a stage would refuse hours later."""
     if rank_and_world()[1] > 1:
         raise InputError("distill is for one process: under torchrun use `ced-edge teach` and `ced-edge train`")
     find_device(plan.device)
     check_windows(size(plan.train.size), plan.views)
-    load_student(plan.init, plan.train)
-    check_names(plan.teachers)
     if plan.eval_clips and not any(clip.labels for clip in plan.eval_clips):
         raise InputError("no clip to evaluate on has labels: give manifests with a `labels` column as --eval-data")
-    return Ensemble(load_teachers(plan.teachers, plan.device), plan.pack.rate_hz)
+    check_names(plan.teachers)
+    student = load_student(plan.init, plan.train)
+    return Ensemble(load_teachers(plan.teachers, local_device(plan.device)), plan.pack.rate_hz), student
 
 
 def run_teach(
@@ -126,11 +134,13 @@ def run_teach(
     clean: bool = False,
     ensemble: Ensemble | None = None,
 ) -> Store:
-    """Stage 2: shards -> the ensemble's answers to every view. Under torchrun processes share the shards."""
-    # Loaded once, for the store's header and for the work in this process; pass them as `ensemble` if they are already.
+    """Stage 2: shards -> the ensemble's predictions of every view. Under torchrun, processes share the shards.
+
+    `ensemble` holds the teachers where they are loaded already.
+    """
     ensemble = ensemble or Ensemble(load_teachers(teachers, local_device(device)), shards.rate_hz)
     job = Job(shards, Store(out, views, ensemble.describe(), k, shards.hash, clean), tuple(teachers), device)
-    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = (os.cpu_count() or 1) // local_world()
     with stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
         teach(job, workers or max(1, cores), progress, ensemble)
     return job.store
@@ -141,12 +151,14 @@ def run_train(
     shards: Pack,
     store: Store,
     config: TrainConfig,
-    init: str | None = None,
+    student: CED | None = None,
     device: str = "cpu",
     views: ViewRecipe | None = None,
 ) -> Path:
-    """Stage 3: shards and answers -> a student's weights. Under torchrun processes share the batches."""
-    student = load_student(init, config)
+    """Stage 3: shards and stored predictions -> a student's weights. Under torchrun, processes share each batch.
+
+    `student` holds the weights to start from, see `load_student`. `views` are for stores of clean clips only.
+    """
     rank, world = rank_and_world()
     if config.batch % world:
         raise InputError(f"--batch {config.batch} cannot be shared by {world} processes: choose a multiple of {world}")
@@ -161,12 +173,23 @@ def run_train(
         rank=rank,
         world=world,
     )
-    with TrainingBar() if rank == 0 else contextlib.nullcontext() as bar:
+    with _bar("train") as bar:
         return train(run, stream, config, init=student, device=device, reporter=bar)
 
 
+def run_pretrain(run: Path, shards: Pack, config: PretrainConfig, device: str = "cpu") -> Path:
+    """Before stage 3, and not part of the main job: shards -> a student's weights to start from."""
+    with _bar("pretrain") as bar:
+        return pretrain(run, shards, config, device, bar)
+
+
+def _bar(name: str) -> contextlib.AbstractContextManager[ProgressBar | None]:
+    """A progress bar; None in all processes of torchrun except the first."""
+    return ProgressBar(name) if rank_and_world()[0] == 0 else contextlib.nullcontext()
+
+
 def load_student(init: str | None, config: TrainConfig) -> CED | None:
-    """The weights to start from, if any. Raises InputError when they are of another size."""
+    """The weights to start from; None if `init` is None. Raises InputError when they are of another size."""
     if init is None:
         return None
     student = load_model(init)
@@ -175,29 +198,33 @@ def load_student(init: str | None, config: TrainConfig) -> CED | None:
     return student
 
 
-def run_evaluate(plan: Plan, weights: Path, store: Store) -> dict[str, Any]:
-    """Stage 4: each teacher, the ensemble and the student on the same clips; reference, per-class AP and plot."""
-    clips = [[*dataclasses.astuple(c)[2:], c.id, str(c.path), _version(c.path)] for c in plan.eval_clips]
-    models = _kept(
-        plan.run / "evaluation-teachers.json",
-        [clips, store.teachers, plan.pack.rate_hz],
-        lambda: _evaluate_teachers(plan),
-    )
-    student = plan.run / "evaluation-student.json"
-    if not (plan.run / JSON_NAME).exists():  # which the same evaluation writes
-        student.unlink(missing_ok=True)
-    models |= _kept(
-        student,
-        [clips, sha256_file(weights)],
-        lambda: {"student": _evaluate_student(plan, weights)},
-    )
-    write_json(plan.run / "evaluation.json", models)
-    plot_per_class_ap(plan.run / "per_class_ap.png", _ap(models["student"]), _ap(models["ensemble"]))
-    return {name: {k: m[k] for k in ("mean_ap", "top1_by_group", "clips")} for name, m in models.items()}
+def run_evaluate_teachers(plan: Plan, ensemble: Ensemble) -> dict[str, Any]:
+    """Stage 4, first part: each teacher and the ensemble on the evaluation clips; figures by name."""
+
+    def evaluate_now() -> dict[str, Any]:
+        evaluations = evaluate_ensemble(ensemble, plan.eval_clips)
+        return {name: evaluation.to_dict() for name, evaluation in evaluations.items()}
+
+    identity = [_identity(plan.eval_clips), ensemble.describe(), plan.pack.rate_hz]
+    return _kept(plan.run / "evaluation-teachers.json", identity, evaluate_now)
+
+
+def run_evaluate_student(plan: Plan, weights: Path) -> dict[str, Any]:
+    """Stage 4, second part: the student on the same clips; writes the reference for exported models."""
+
+    def evaluate_now() -> dict[str, Any]:
+        evaluation = evaluate_student(weights, plan.eval_clips, plan.device)
+        evaluation.reference(weights).write(plan.run)
+        return {"student": evaluation.to_dict()}
+
+    file = plan.run / "evaluation-student.json"
+    if not (plan.run / JSON_NAME).exists():
+        file.unlink(missing_ok=True)  # only a new evaluation writes the reference again
+    return _kept(file, [_identity(plan.eval_clips), sha256_file(weights)], evaluate_now)
 
 
 def _kept(file: Path, identity: Any, evaluate_now: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What was found when the same was asked before, as `file` tells, or is found now."""
+    """The figures in `file` if they are of this identity; else new ones, which are written there."""
     digest = sha256_json(identity)
     if file.exists() and (kept := read_json(file)).get("identity") == digest:
         return dict(kept["models"])
@@ -206,20 +233,14 @@ def _kept(file: Path, identity: Any, evaluate_now: Callable[[], dict[str, Any]])
     return models
 
 
+def _identity(clips: Sequence[Clip]) -> list[Any]:
+    """What decides the figures of these clips: their descriptions, and the versions of their files."""
+    return [[*dataclasses.astuple(c)[2:], c.id, str(c.path), _version(c.path)] for c in clips]
+
+
 def _version(path: Path) -> list[int] | None:
-    """What changes when a file does; None while it is missing."""
+    """Size and time of change of a file, which hashing thousands of files would be too slow for; None if missing."""
     return [path.stat().st_size, path.stat().st_mtime_ns] if path.exists() else None
-
-
-def _evaluate_teachers(plan: Plan) -> dict[str, Any]:
-    found = evaluate_teachers(plan.teachers, plan.eval_clips, plan.pack.rate_hz, plan.device)
-    return {name: evaluation.to_dict() for name, evaluation in found.items()}
-
-
-def _evaluate_student(plan: Plan, weights: Path) -> dict[str, Any]:
-    found = evaluate_student(weights, plan.eval_clips, plan.device)
-    found.reference(weights).write(plan.run)
-    return found.to_dict()
 
 
 def _ap(model: dict[str, Any]) -> Float64:
@@ -229,7 +250,7 @@ def _ap(model: dict[str, Any]) -> Float64:
 
 @contextlib.contextmanager
 def _timed(run: Path, name: str) -> Iterator[None]:
-    """Add up the wall seconds of a stage, over all times it was asked for."""
+    """Add the wall seconds of the block to those of this stage in earlier runs and earlier blocks."""
     start = time.monotonic()
     try:
         yield

@@ -47,12 +47,13 @@ def _start_worker(start: Callable[..., None] | None, *args: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Decoders in C remark on every odd header on stderr, across the progress bar. Errors come back as exceptions.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     if start is not None:
         start(*args)
 
 
-def _exit_with_parent() -> None:
+def exit_with_parent() -> None:
+    """Wait for the end of the parent process, then end this one. To be run in a thread of a child process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

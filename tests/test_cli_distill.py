@@ -25,7 +25,10 @@ from distill import pipeline
 from distill.evaluation import comparison
 from distill.packing.shards import Pack
 from distill.pipeline import TIMES_NAME
-from distill.progress import TrainingBar
+from distill.progress import ProgressBar
+from distill.teachers import load
+from distill.teachers.base import Teacher
+from distill.teachers.spec import TeacherSpec
 from distill.teaching import teach
 from distill.teaching.store import Store
 
@@ -126,7 +129,7 @@ def test_asked_twice_nothing_is_done_again(
 
     monkeypatch.setattr(teach.TeachWorker, "predict", work)
     monkeypatch.setattr(comparison, "evaluate", work)
-    monkeypatch.setattr(comparison, "evaluate_tagger", work)
+    monkeypatch.setattr(comparison, "evaluate_together", work)
     monkeypatch.setattr(CED, "forward", work)
     code, out, err = call(*job, "--runs", whole.parent, "--json")
     assert code == 0, err
@@ -138,6 +141,30 @@ def test_asked_twice_nothing_is_done_again(
     assert sorted(parts, key=out.index) == list(parts)
 
 
+def test_teachers_and_the_student_are_loaded_once(
+    call: Call, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the first check, teaching and evaluation together; the trained student is another file."""
+    loaded: list[str] = []
+    load_teacher, load_model = load.load_teacher, pipeline.load_model
+
+    def teacher(source: TeacherSpec, device: str = "cpu") -> Teacher:
+        loaded.append(source.name)
+        return load_teacher(source, device=device)
+
+    def student(source: str | Path) -> CED:
+        loaded.append(Path(source).name)
+        return load_model(source)
+
+    monkeypatch.setattr(load, "load_teacher", teacher)
+    monkeypatch.setattr(pipeline, "load_model", student)
+    monkeypatch.setattr(comparison, "load_model", student)
+    init = Path(str(job[2])).parent / "nose.safetensors"
+    code, _, err = call(*job, "--runs", tmp_path, "--init", init)
+    assert code == 0, err
+    assert sorted(loaded) == ["ear", "model.safetensors", "nose", "nose.safetensors"]
+
+
 def test_a_reference_that_is_lost_is_written_again(call: Call, job: list[object], whole: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "runs" / whole.name))
     before = (run / "reference.json").read_bytes()
@@ -147,7 +174,7 @@ def test_a_reference_that_is_lost_is_written_again(call: Call, job: list[object]
     assert (run / "reference.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("where", ["pack", "teach", "train", "evaluate nose", "evaluate student"])
+@pytest.mark.parametrize("where", ["pack", "teach", "train", "evaluate teachers", "evaluate student"])
 def test_interrupted_in_any_stage_it_goes_on(
     call: Call, job: list[object], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -167,14 +194,14 @@ def test_interrupted_in_any_stage_it_goes_on(
 
             yield report
 
-    def update(self: TrainingBar, step: int, steps: int, text: str) -> None:
-        if where == "train" and step == 5:
+    def update(self: ProgressBar, step: int, steps: int, text: str = "") -> None:
+        if self.name == where == "train" and step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "stage", stage)
         patch.setattr(comparison, "stage", stage)
-        patch.setattr(TrainingBar, "update", update)
+        patch.setattr(ProgressBar, "update", update)
         code, out, err = call(*job, "--runs", tmp_path)
     assert (code, out) == (130, ""), err
     assert "Traceback" not in err

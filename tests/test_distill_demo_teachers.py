@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tiny_run import Notes
 
 from ced_edge.audio.clips import read_manifest
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.labels import index_of
 from distill.demo import teachers as demo_teachers
 from distill.demo.synth import write_dataset
-from distill.demo.teachers import TRAININGS, Training, augment, new_cnn, new_transformer, read_examples, shorter
+from distill.demo.teachers import (
+    SHORT_FRAMES,
+    TRAININGS,
+    Examples,
+    Training,
+    augment,
+    make_batches,
+    make_losses,
+    new_cnn,
+    new_transformer,
+    read_examples,
+    shorter,
+)
 from distill.teachers.load import load_teacher
+from distill.training.batches import Batch
+from distill.training.loop import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +45,7 @@ def rng() -> torch.Generator:
     return torch.Generator().manual_seed(3)
 
 
-# ---- what they hear -----------------------------------------------------------------------------------------------
+# ---- their input --------------------------------------------------------------------------------------------------
 
 
 def test_without_mixing_labels_stay_and_levels_stay_within_gain_and_floor() -> None:
@@ -135,18 +152,56 @@ def test_finished_teachers_are_kept_and_missing_or_outdated_ones_made(trained: d
 
 def test_the_loss_falls_within_a_few_steps(manifest: Path) -> None:
     torch.manual_seed(0)
-    student = new_transformer(6e-3)
-    examples = read_examples(manifest, student.front_end)
+    net = new_transformer(6e-3)
+    examples = read_examples(manifest, net.front_end)
+    losses = make_losses(net, Training(steps=40, lr=6e-3), examples.target.mean(dim=0) > 0)
+    whole = Batch(examples.mel.float(), examples.target, examples.target > 0)
 
     def loss() -> float:
         with torch.no_grad():
-            logits = student.forward(examples.mel.float(), 0)
-            return float(torch.nn.functional.binary_cross_entropy_with_logits(logits, examples.target))
+            return float(losses(whole, 0)["loss"])
 
-    demo_teachers.fit(student, examples, Training(steps=0, lr=6e-3), lambda n: None)
     start = loss()
-    demo_teachers.fit(student, examples, Training(steps=40, lr=6e-3), lambda n: None)
+    for _, batch in zip(range(40), make_batches(examples, net, Training(steps=40, lr=6e-3)), strict=False):
+        losses(batch, 0)["loss"].backward()
+        for optimizer in net.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
     assert loss() < 0.9 * start
+
+
+def test_batches_are_a_function_of_their_number_and_use_every_clip_once_in_a_pass(manifest: Path) -> None:
+    net, training = new_cnn(1e-3), Training(steps=9, lr=1e-3, batch=20, mix=0.0, short=0.5)
+    clips = 50
+    labels = torch.eye(clips)  # each clip its own class, so a row shows which clip it is
+    examples = Examples(torch.randn(clips, 16, 300).half(), labels)
+    some = list(itertools.islice(make_batches(examples, net, training), 10))
+    again = list(itertools.islice(make_batches(examples, net, training, first=3), 7))
+    for a, b in zip(some[3:], again, strict=True):
+        assert torch.equal(a.wave, b.wave)
+        assert torch.equal(a.target, b.target)
+    assert [batch.wave.shape[2] for batch in some[:9]] == [SHORT_FRAMES] * 5 + [300] * 4
+    order = torch.cat([batch.target.argmax(dim=1) for batch in some]).reshape(4, clips)
+    assert all(sorted(row.tolist()) == list(range(clips)) for row in order)
+    assert len(order.unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_a_stopped_training_continues_exactly(manifest: Path, tmp_path: Path, name: str) -> None:
+    training = Training(steps=8, lr=1e-3, batch=8)
+    paths = []
+    for folder, stop in (("whole", 0), ("parts", 5)):
+        path = tmp_path / folder / "teacher.safetensors"
+        path.parent.mkdir()
+        if stop:
+            press = Notes(lambda step: signal.raise_signal(signal.SIGINT) if step == 5 else None)
+            with pytest.raises(Interrupted, match="stopped at step 5 of 8"):
+                demo_teachers.train_one(name, training, manifest, path, "id", press)
+            assert not path.exists()
+        demo_teachers.train_one(name, training, manifest, path, "id")
+        assert [p.name for p in path.parent.iterdir() if p.is_dir()] == []  # nothing is left but the teacher
+        paths.append(path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_side_by_side_gives_two_teachers_and_restores_the_threads(manifest: Path, tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ from ced_edge.proof.reference import read_reference
 from ced_edge.spec import ModelSpec
 from distill.devices import find_device
 from distill.evaluation import evaluate as evaluate_module
+from distill.evaluation.comparison import evaluate_ensemble
 from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
+from distill.teachers.ensemble import Ensemble
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
 TONES = {"low": (250.0, (3, 5)), "high": (2_000.0, (7,))}
@@ -136,6 +138,32 @@ def test_memory_does_not_grow_with_clips_of_many_lengths(tmp_path: Path, monkeyp
     monkeypatch.setattr(evaluate_module, "_load", fake_load)
     monkeypatch.setattr(evaluate_module, "data_hash", lambda clips: "")
     assert len(evaluate_predictor(tagger, clips, 16_000, batch_size=4).ids) == 100
+
+
+class ByPitch:
+    """A teacher at a rate of its own that knows some of the classes; counts the clips that it predicts."""
+
+    device, sha256, min_samples = torch.device("cpu"), "0", 1
+
+    def __init__(self, name: str, rate_hz: int, *classes: int) -> None:
+        self.name, self.rate_hz, self.clips = name, rate_hz, 0
+        self.known = np.isin(np.arange(527), classes)
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        self.clips += len(wave)
+        return by_pitch(wave) * torch.from_numpy(self.known)
+
+
+def test_teachers_and_their_ensemble_are_evaluated_in_one_pass(clips: list[Clip]) -> None:
+    teachers = [ByPitch("a", 16_000, 3, 5, 7), ByPitch("b", 8_000, 7), ByPitch("c", 32_000, 5, 9)]
+    together = evaluate_ensemble(Ensemble(teachers, 16_000), clips)
+    assert [teacher.clips for teacher in teachers] == [13, 13, 13]
+    assert list(together) == ["a", "b", "c", "ensemble"]
+    groups = {**{teacher.name: [teacher] for teacher in teachers}, "ensemble": teachers}
+    for name, members in groups.items():
+        alone = evaluate_predictor(Ensemble(members, 16_000), clips, 16_000)
+        np.testing.assert_allclose(together[name].probs, alone.probs, rtol=0, atol=1e-6)
+        assert together[name].to_dict() == alone.to_dict()
 
 
 def test_other_rates_and_segments(clips: list[Clip]) -> None:

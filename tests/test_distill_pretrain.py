@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_run import Notes
 
 from ced_edge.audio.clips import Clip
 from ced_edge.cli import cli
@@ -73,21 +74,9 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
     return pack(clips, folder / "pack", PackConfig(workers=1, clips_per_shard=10))
 
 
-class Listener:
-    """A reporter that remembers, and asks for a stop at a step."""
-
-    def __init__(self, stop_at: int = -1) -> None:
-        self.stop_at = stop_at
-        self.warnings: list[str] = []
-        self.texts: list[str] = []
-
-    def update(self, step: int, steps: int, text: str) -> None:
-        self.texts.append(text)
-        if step == self.stop_at:
-            signal.raise_signal(signal.SIGINT)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
+def stop_after(step: int) -> Notes:
+    """A reporter that presses Ctrl-C after a step."""
+    return Notes(lambda now: signal.raise_signal(signal.SIGINT) if now == step else None)
 
 
 def autoencoder() -> MaskedAutoencoder:
@@ -213,12 +202,12 @@ def test_windows_differ_from_pass_to_pass(packed: Pack) -> None:
 
 def test_it_learns_and_leaves_a_student_to_start_from(packed: Pack, tmp_path: Path) -> None:
     config = PretrainConfig(**{**SHORT, "steps": 80, "lr": 5e-3, "log_every": 5, "workers": 1})
-    listener = Listener()
+    listener = Notes()
     path = pretrain(tmp_path / "run", packed, config, reporter=listener)
     losses = [row["loss"] for row in read_log(tmp_path / "run")]
     assert len(losses) == 16
     assert np.mean(losses[-5:]) < 0.9  # 1 is what guessing gives
-    assert "(1 knows nothing)" in listener.texts[-1]
+    assert "(1 is what guessing gives)" in listener.texts[-1]
     model = load_model(path)
     assert model.spec == NARROW
     torch.manual_seed(config.seed)
@@ -239,10 +228,10 @@ def test_it_learns_and_leaves_a_student_to_start_from(packed: Pack, tmp_path: Pa
 
 def test_a_run_that_was_stopped_goes_on_exactly(packed: Pack, tmp_path: Path) -> None:
     config = PretrainConfig(**{**SHORT, "optimizer": "muon"})
-    whole = load_model(pretrain(tmp_path / "whole", packed, config, reporter=Listener())).state_dict()
+    whole = load_model(pretrain(tmp_path / "whole", packed, config)).state_dict()
     with pytest.raises(Interrupted, match="step 2 of 6"):
-        pretrain(tmp_path / "parts", packed, config, reporter=Listener(stop_at=2))
-    parts = load_model(pretrain(tmp_path / "parts", packed, config, reporter=Listener())).state_dict()
+        pretrain(tmp_path / "parts", packed, config, reporter=stop_after(2))
+    parts = load_model(pretrain(tmp_path / "parts", packed, config)).state_dict()
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     logs = [[(row["step"], row["loss"]) for row in read_log(tmp_path / name)] for name in ("whole", "parts")]
     assert logs[0] == logs[1]
@@ -258,7 +247,7 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_keeps_the_checkpoint(
     packed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Interrupted):
-        pretrain(tmp_path, packed, PretrainConfig(**SHORT), reporter=Listener(stop_at=1))
+        pretrain(tmp_path, packed, PretrainConfig(**SHORT), reporter=stop_after(1))
     before = (tmp_path / "state.pt").read_bytes()
     monkeypatch.setattr(MaskedAutoencoder, "targets", lambda self, mel: mel.new_full((8, 24, 256), float("nan")))
     with pytest.raises(CedEdgeError, match="not finite at step 1"):
@@ -266,11 +255,12 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_keeps_the_checkpoint(
     assert (tmp_path / "state.pt").read_bytes() == before
 
 
-def test_a_warm_up_that_learns_nothing_is_told(packed: Pack, tmp_path: Path) -> None:
-    listener = Listener()
-    pretrain(tmp_path, packed, PretrainConfig(**{**SHORT, "lr": 1e-9}), reporter=listener)
-    assert len(listener.warnings) == 1
-    assert "no better than guessed" in listener.warnings[0]
+def test_a_warm_up_that_learns_nothing_is_reported(
+    packed: Pack, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pretrain(tmp_path, packed, PretrainConfig(**{**SHORT, "lr": 1e-9}))
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "no better than guessed" in caplog.text
 
 
 def test_every_problem_of_a_config_is_named_at_once() -> None:

@@ -77,7 +77,7 @@ def test_clean_answers_go_on_exactly_too(stream: TrainingData, tmp_path: Path) -
     assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
 
 
-def test_stopping_is_told_with_the_exit_code_of_a_shell(stream: TrainingData, tmp_path: Path) -> None:
+def test_a_stop_has_the_exit_code_of_a_shell(stream: TrainingData, tmp_path: Path) -> None:
     notes = Notes(lambda step: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(Interrupted, match=r"stopped at step 1 of 18: saved in .*; run the same again to go on") as e:
         train(tmp_path, stream, config(), reporter=notes)
@@ -108,9 +108,13 @@ def test_a_checkpoint_comes_every_so_many_minutes(
 ) -> None:
     saved: list[int] = []
     monkeypatch.setattr(loop, "save_state", lambda path, state: saved.append(state["step"]))
-    clock = iter(range(0, 10_000, 20))  # 20 s pass between two looks at it
-    monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
-    train(tmp_path, stream, config(steps=10, checkpoint_minutes=1.0))
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    def later(step: int) -> None:
+        now[0] += 20.0  # seconds that a step takes
+
+    train(tmp_path, stream, config(steps=10, checkpoint_minutes=1.0), reporter=Notes(later))
     assert saved == [4, 8, 10]
 
 

@@ -53,11 +53,12 @@ def same_files(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
-def test_the_loss_falls_and_the_student_tells_the_tones_apart(stream: TrainingData, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_student_tells_the_tones_apart(
+    stream: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     recipe = ViewRecipe(windows=((5, 0.4),), mix=(1.0,))
     views = TrainingData(stream.pack, make_store(tmp_path / "store", stream.pack, recipe), recipe, 8, RATE_HZ)
-    notes = Notes()
-    weights = train(tmp_path, views, config(steps=80, batch=8, lr=1e-2), reporter=notes)
+    weights = train(tmp_path, views, config(steps=80, batch=8, lr=1e-2))
     rows = read_log(tmp_path)
     assert [row["step"] for row in rows] == list(range(1, 81))
     first, last = ({k: np.mean([row[k] for row in part]) for k in rows[0]} for part in (rows[:10], rows[-10:]))
@@ -66,8 +67,7 @@ def test_the_loss_falls_and_the_student_tells_the_tones_apart(stream: TrainingDa
     # Answers between 0 and 1 leave much of it.
     assert last["bce"] < 0.9 * first["bce"]
     assert all(r["loss"] == pytest.approx(r["bce"] + 0.2 * r["kl"], rel=1e-4) for r in rows)
-    assert notes.steps == list(range(1, 81))
-    assert notes.warnings == []
+    assert caplog.messages == []
     t = torch.arange(RATE_HZ // 2) / RATE_HZ
     tones = torch.stack([0.3 * torch.sin(2 * torch.pi * hertz * t) for hertz in HERTZ])
     tones += 0.02 * torch.randn(tones.shape, generator=torch.Generator().manual_seed(0))
@@ -126,6 +126,14 @@ def test_steps_are_those_of_all_epochs_unless_told(stream: TrainingData, tmp_pat
     assert notes.steps[-1] == 3 * 24 // 4
 
 
+def test_a_reporter_gets_every_step_and_the_log_some(stream: TrainingData, tmp_path: Path) -> None:
+    notes = Notes()
+    train(tmp_path, stream, config(steps=12, log_every=5), reporter=notes)
+    assert notes.steps == list(range(1, 13))
+    assert [text.startswith("loss ") for text in notes.texts] == [False] * 4 + [True] * 8
+    assert [row["step"] for row in read_log(tmp_path)] == [5, 10, 12]
+
+
 def test_asked_again_a_finished_run_is_left_alone(stream: TrainingData, tmp_path: Path) -> None:
     train(tmp_path, stream, config(steps=3), reporter=Notes())
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
@@ -156,26 +164,29 @@ def test_every_optimizer_and_precision_learns_and_goes_on(
 # The monitor of the plateau.
 
 
-def test_a_student_that_says_the_same_of_every_clip_is_warned_of(stream: TrainingData, tmp_path: Path) -> None:
-    notes = Notes()
-    train(tmp_path, stream, config(steps=10, lr=1e-9), reporter=notes)
-    assert len(notes.warnings) == 1
-    assert notes.warnings[0].startswith("step 3: predictions are nearly the same for every clip (spread 0.")
-    assert "raise --kl or start with --init" in notes.warnings[0]
+def test_a_student_that_predicts_the_same_for_every_clip_is_reported(
+    stream: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, stream, config(steps=10, lr=1e-9))
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("step 3: predictions are nearly the same for every clip (spread 0.")
+    assert "raise --kl or start with --init" in caplog.messages[0]
 
 
-def test_no_warning_at_the_start_nor_of_a_student_that_tells_clips_apart(tmp_path: Path) -> None:
+def test_no_warning_at_the_start_nor_of_a_student_that_tells_clips_apart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def warned(spreads: list[float]) -> list[str]:
-        notes = Notes()
-        with TrainLog(tmp_path, 0, len(spreads), notes) as log:
+        caplog.clear()
+        with TrainLog(tmp_path, 0, len(spreads)) as log:
             for step, value in enumerate(spreads, start=1):
                 numbers = dict.fromkeys(("loss", "bce", "kl", "grad"), 0.5) | {"spread": value, "teacher_spread": 0.3}
                 log.write(step, {k: torch.tensor(v) for k, v in numbers.items()}, 1e-3, 4)
-        return notes.warnings
+        return [message[:7] for message in caplog.messages]
 
     assert warned([0.001] * 2 + [0.031] * 8) == []
-    assert [w[:7] for w in warned([0.001] * 10)] == ["step 3:"]
-    assert [w[:7] for w in warned([0.2] * 8 + [0.001] * 2)] == ["step 9:"]
+    assert warned([0.001] * 10) == ["step 3:"]
+    assert warned([0.2] * 8 + [0.001] * 2) == ["step 9:"]
 
 
 # The parts.

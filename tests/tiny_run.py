@@ -104,19 +104,17 @@ def config(**fields: Any) -> TrainConfig:
 
 
 class Notes:
-    """A reporter that remembers; `then` is called after each line."""
+    """A reporter that remembers; `then` is called after each step."""
 
     def __init__(self, then: Callable[[int], None] = lambda step: None) -> None:
         self.steps: list[int] = []
-        self.warnings: list[str] = []
+        self.texts: list[str] = []
         self.then = then
 
     def update(self, step: int, steps: int, text: str) -> None:
         self.steps.append(step)
+        self.texts.append(text)
         self.then(step)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
 
 
 def learnt(run: Path) -> list[dict[str, float]]:

@@ -1,22 +1,25 @@
-"""The two teachers of the demonstration, trained on the spot from the labels of synthesised clips.
+"""The two teachers of the demonstration, trained in a minute or two from the labels of synthesised clips.
 
 They differ in kind: a convolutional network (an EfficientAT MobileNet of width 0.1, 32 kHz, 128 bands) and a narrow CED
-(4 blocks of 96 channels, 16 kHz, 64 bands). Both are written in the file forms that real teachers come in.
+(4 blocks of 96 channels, 16 kHz, 64 bands). Both are written in the file formats of real teachers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
+import itertools
 import math
 import multiprocessing
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,16 +27,19 @@ from torch import Tensor, nn
 from ced_edge.audio.clips import read_manifest
 from ced_edge.audio.read import load
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.files import atomic_path, read_json, sha256_file, sha256_json, write_json
+from ced_edge.files import disk_errors, read_json, sha256_file, sha256_json, write_json
 from ced_edge.network.ced import CED
-from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import N_CLASSES, ModelSpec
-from distill.progress import stage
+from distill.processes import exit_with_parent
+from distill.progress import ProgressBar
 from distill.teachers.mobilenet import HalfRateFrontEnd, MobileNet
+from distill.training.batches import Batch
+from distill.training.config import Config
+from distill.training.log import Reporter, TrainLog
+from distill.training.loop import MODEL_NAME, Interrupted, Trainer, make_fabric, save_state
 from distill.training.losses import prior_logits
-from distill.training.optimizers import schedule
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same clips would give other teachers."""
 CNN_WIDTH = 0.1
 TRANSFORMER = ModelSpec(width=96, heads=3, depth=4)
@@ -53,31 +59,31 @@ class Training:
     warmup: float = 0.08
     """Share of the steps over which the learning rate rises."""
     short: float = 0.7
-    """Share of the steps on short windows; the last ones hear whole clips."""
+    """Share of the steps on short windows; the rest is on whole clips."""
     mix: float = 0.2
     """Chance that another clip is added to a clip."""
     seed: int = 0
 
 
 TRAININGS = {"cnn": Training(steps=600, lr=1.5e-2), "transformer": Training(steps=700, lr=6e-3)}
-"""The teachers there are. The learning rates look high because the networks are small and the time is short."""
+"""Both teachers by name. The learning rates look high because the networks are small and the time is short."""
 
 
 class Examples(NamedTuple):
-    """Clips as a network hears them: half-precision log-power, (N, bands, frames), and labels, (N, 527)."""
+    """Clips as a network's input: half-precision log-power, (N, bands, frames), and labels, (N, 527)."""
 
     mel: Tensor
     target: Tensor
 
 
 class TeacherNet(NamedTuple):
-    """A network to train and what belongs to it; log-power is natural, in `floor` ... about 10."""
+    """A network to train and its parts. Log-power is the natural logarithm of power, from `floor` to about 10."""
 
     model: nn.Module
     front_end: Callable[[Tensor], Tensor]
     """Waveform (B, samples) at 16 kHz -> log-power (B, bands, frames)."""
     forward: Callable[[Tensor, int], Tensor]
-    """Log-power and a number that may choose a place in a time embedding -> logits (B, 527)."""
+    """Log-power, and a number that a network with a time embedding draws its place from -> logits (B, 527)."""
     head: nn.Linear
     floor: float
     optimizers: list[torch.optim.Optimizer]
@@ -104,9 +110,9 @@ def train_demo_teachers(manifest: Path, out: Path, trainings: dict[str, Training
             stack.enter_context(_in_another_process(*jobs.pop(0), cores // 2))
             stack.callback(torch.set_num_threads, threads)
             torch.set_num_threads(cores - cores // 2)
-        progress = stack.enter_context(stage("train demo teachers", sum(job[1].steps for job in jobs)))
         for job in jobs:
-            train_one(*job, progress)
+            with ProgressBar(f"train demo teacher {job[0]}") as bar:
+                train_one(*job, reporter=bar)
     return paths
 
 
@@ -123,8 +129,8 @@ def _note(path: Path) -> Path:
 def _in_another_process(
     name: str, training: Training, manifest: Path, path: Path, identity: str, threads: int
 ) -> Iterator[None]:
-    """Train a teacher beside what the block does, and wait for it at the block's end."""
-    # Spawned, not forked: a fork of a process with threads may hang. A daemon: it ends with this process.
+    """Train a teacher while the block runs, and wait for it at the block's end."""
+    # Spawned, not forked: a fork of a process with threads may hang.
     arguments = (name, training, manifest, path, identity, threads)
     process = multiprocessing.get_context("spawn").Process(target=_train_alone, args=arguments, daemon=True)
     process.start()
@@ -132,7 +138,7 @@ def _in_another_process(
         yield
         process.join()
     finally:
-        process.terminate()
+        process.terminate()  # it saves itself first
         process.join()
     if process.exitcode:
         raise CedEdgeError(
@@ -141,34 +147,72 @@ def _in_another_process(
 
 
 def _train_alone(name: str, training: Training, manifest: Path, path: Path, identity: str, threads: int) -> None:
+    # Ctrl-C in a terminal goes to the whole process group. It is for the parent, which then terminates this process.
+    os.setpgid(0, 0)
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     try:
         train_one(name, training, manifest, path, identity)
+    except Interrupted as e:
+        sys.exit(e.exit_code)
     except CedEdgeError as e:
         sys.exit(f"demo teacher {name}: {e}")
 
 
+class TeacherTrainer(Trainer):
+    """A trainer whose weights may be those of a MobileNet, which are written as EfficientAT's are: a state dict."""
+
+    @property
+    def weights(self) -> Path:
+        return self.run / (MODEL_NAME if isinstance(self.student, CED) else "model.pt")
+
+    def save_student(self, step: int) -> None:
+        if isinstance(self.student, CED):
+            super().save_student(step)
+        else:
+            save_state(self.weights, {k: v.contiguous() for k, v in self.student.state_dict().items()})
+
+
+class TeacherLog(TrainLog):
+    """The log of a teacher's training."""
+
+    fields = ("step", "loss", "grad", "lr", "clips_per_s")
+
+    def describe(self, row: dict[str, float]) -> str:
+        return f"loss {row['loss']:.3f}"
+
+    def problem(self, row: dict[str, float]) -> str:
+        return ""
+
+
 def train_one(
-    name: str,
-    training: Training,
-    manifest: Path,
-    path: Path,
-    identity: str = "",
-    progress: Callable[[int], None] = lambda n: None,
+    name: str, training: Training, manifest: Path, path: Path, identity: str = "", reporter: Reporter | None = None
 ) -> None:
-    """Train the teacher `name` (cnn or transformer) and write it to `path`; `progress(1)` after each step."""
+    """Train the teacher `name` (cnn or transformer) and write it to `path`. A run that was stopped is continued."""
+    config = Config(
+        batch=training.batch, lr=training.lr, warmup=training.warmup, clip=5.0, seed=training.seed, precision="fp32"
+    )
+    fabric = make_fabric("cpu", config.precision)
     torch.manual_seed(training.seed)
-    student = (new_cnn if name == "cnn" else new_transformer)(training.lr)
-    fit(student, read_examples(manifest, student.front_end), training, progress)
-    if isinstance(student.model, CED):
-        save_model(path, student.model, {"recipe": asdict(training)})
-    else:
-        # Through memory: the name of the file does not get into its bytes.
-        buffer = io.BytesIO()
-        torch.save({k: v.contiguous() for k, v in student.model.state_dict().items()}, buffer)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+    net = (new_cnn if name == "cnn" else new_transformer)(training.lr)
+    examples = read_examples(manifest, net.front_end)
+    prevalence = examples.target.mean(dim=0)
+    with torch.no_grad():
+        net.head.bias.copy_(prior_logits(prevalence))
+    # The folder's name holds the identity, so the state of other clips or settings is never continued.
+    run = path.with_name(f"{name}-{identity[:12]}")
+    recipe = {"identity": identity, "training": asdict(training)}
+    trainer = TeacherTrainer(run, config, recipe, training.steps, fabric, net.model, net.optimizers, net.model)
+    step = trainer.resume()
+    net.model.train()
+    losses, batches = make_losses(net, training, prevalence > 0), make_batches(examples, net, training, step)
+    log = TeacherLog(run, step, training.steps, reporter)
+    weights = trainer.fit(step, losses, net.optimizers, batches, log)
+    with disk_errors(path):
+        weights.replace(path)
+    # The note last: a teacher without it is not taken for a finished one.
     write_json(_note(path), {"identity": identity, "sha256": sha256_file(path)})
+    shutil.rmtree(run)
 
 
 def new_cnn(lr: float) -> TeacherNet:
@@ -191,6 +235,7 @@ def new_transformer(lr: float) -> TeacherNet:
     model = CED(TRANSFORMER)
 
     def forward(mel: Tensor, place: int) -> Tensor:
+        # Windows anywhere in the time embedding, so that short ones train all of it.
         free = TRANSFORMER.grid_time - mel.shape[2] // TRANSFORMER.patch
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_has_bf16()):
             return model.forward_mel(mel / LN_PER_DB, place % (free + 1)).float()
@@ -234,43 +279,56 @@ def read_examples(manifest: Path, front_end: Callable[[Tensor], Tensor], split: 
     return Examples(torch.cat(mels), target)
 
 
-def fit(student: TeacherNet, examples: Examples, training: Training, progress: Callable[[int], None]) -> None:
-    """Train in place: binary cross-entropy over the classes there are, and a share of categorical cross-entropy."""
-    rng = torch.Generator().manual_seed(training.seed)
-    prevalence = examples.target.mean(dim=0)
-    present = prevalence > 0
-    with torch.no_grad():
-        student.head.bias.copy_(prior_logits(prevalence))
-    student.model.train()
-    order: list[int] = []
-    for step in range(training.steps):
-        if len(order) < training.batch:
-            order += torch.randperm(len(examples.mel), generator=rng).tolist()
-        batch, order = order[: training.batch], order[training.batch :]
-        mel, target = augment(examples.mel[batch].float(), examples.target[batch], training.mix, student.floor, rng)
-        if step < training.short * training.steps:
-            mel = mel[:, :, :SHORT_FRAMES]
-        for optimizer in student.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr * schedule(step, training.steps, training.warmup)
-        logits = student.forward(mel, int(torch.randint(1 << 30, (), generator=rng)))
-        loss = 10.0 * F.binary_cross_entropy_with_logits(logits[:, present], target[:, present])
-        if len(student.optimizers) > 1:  # the transformer: such a term leaves the plateau of the first steps sooner
-            shares = target / target.sum(dim=1, keepdim=True).clamp(min=1.0)
+def make_losses(net: TeacherNet, training: Training, present: Tensor) -> Callable[[Batch, int], dict[str, Tensor]]:
+    """Binary cross-entropy over the classes that are `present` (527,), and for the transformer a share of softmax's."""
+
+    def losses(batch: Batch, step: int) -> dict[str, Tensor]:
+        logits = net.forward(batch.wave, _number(training.seed, step, PLACE))
+        loss = 10.0 * F.binary_cross_entropy_with_logits(logits[:, present], batch.target[:, present])
+        if len(net.optimizers) > 1:
+            # From random weights, a transformer first predicts the same for every clip. Classes that compete in a
+            # softmax leave that plateau sooner.
+            shares = batch.target / batch.target.sum(dim=1, keepdim=True).clamp(min=1.0)
             loss = loss + 0.2 * F.cross_entropy(logits, shares)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(student.model.parameters(), 5.0)
-        for optimizer in student.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        progress(1)
-    student.model.eval()
+        return {"loss": loss}
+
+    return losses
+
+
+def make_batches(
+    examples: Examples, net: TeacherNet, training: Training, first: int = 0
+) -> Generator[Batch, None, None]:
+    """Augmented batches from number `first` on, without end: `wave` is log-power (B, bands, frames) here, not audio."""
+    n, B = len(examples.mel), training.batch
+    for k in itertools.count(first):
+        # Passes over all clips, each in an order of its own, one behind the other. Batch k is positions k * B and on.
+        turns = range(k * B // n, ((k + 1) * B - 1) // n + 1)
+        order = torch.cat([torch.randperm(n, generator=_generator(training.seed, turn, ORDER)) for turn in turns])
+        rows = order[k * B - turns[0] * n :][:B]
+        rng = _generator(training.seed, k, AUGMENT)
+        mel, target = augment(examples.mel[rows].float(), examples.target[rows], training.mix, net.floor, rng)
+        if k < training.short * training.steps:
+            mel = mel[:, :, :SHORT_FRAMES]
+        yield Batch(mel, target, target > 0)
+
+
+ORDER, AUGMENT, PLACE = 0, 1, 2
+"""What random numbers are for: those of different uses are independent."""
+
+
+def _number(seed: int, k: int, use: int) -> int:
+    """A number below 2^63, a pure function of its arguments: so a run that was stopped continues exactly."""
+    return int(np.random.Philox(key=[seed, k], counter=[0, 0, 0, use]).random_raw()) >> 1
+
+
+def _generator(seed: int, k: int, use: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_number(seed, k, use))
 
 
 def augment(
     mel: Tensor, target: Tensor, mix: float, floor: float, rng: torch.Generator, gain_db: Sequence[float] = (-9.0, 5.0)
 ) -> tuple[Tensor, Tensor]:
-    """Roll, gain, mixing of clips in power, a time and a frequency mask, as the views that teachers will hear.
+    """Roll, gain, mixing of clips in power, a time and a frequency mask: like the views that teachers predict later.
 
     mel: (B, F, T) natural log-power; target: (B, C) -> the same shapes. The labels of a mix are those of both.
     """

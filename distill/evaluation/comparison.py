@@ -6,24 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from ced_edge.audio.clips import Clip
 from ced_edge.errors import InputError
 from ced_edge.network.checkpoint import load_model
-from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_together
 from distill.progress import stage
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
 from distill.teachers.spec import TeacherSpec
 
 _LAST = {"ensemble": 1, "student": 2}
-"""Rows of the table below the teachers'."""
+"""These rows of the table stand below the teachers', in this order."""
 
 
 def check_names(specs: Sequence[TeacherSpec]) -> None:
-    """Raise InputError when a teacher is named like another row."""
+    """Raise InputError when a teacher has the name of one of these rows."""
     if taken := {spec.name for spec in specs} & _LAST.keys():
         raise InputError(f"a teacher cannot be named {taken.pop()}: write --teacher other-name=path")
 
@@ -31,15 +33,21 @@ def check_names(specs: Sequence[TeacherSpec]) -> None:
 def evaluate_teachers(
     specs: Sequence[TeacherSpec], clips: Sequence[Clip], rate_hz: int, device: str = "cpu", batch_size: int = 32
 ) -> dict[str, Evaluation]:
-    """Each teacher by itself, then the ensemble of all; they hear the audio at `rate_hz`."""
+    """Load the teachers and evaluate them, see `evaluate_ensemble`. The audio is read at `rate_hz`."""
     check_names(specs)
-    teachers = load_teachers(specs, device)
-    ensembles = {t.name: Ensemble([t], rate_hz) for t in teachers} | {"ensemble": Ensemble(teachers, rate_hz)}
-    found = {}
-    for name, ensemble in ensembles.items():
-        with stage(f"evaluate {name}", len(clips)) as progress:
-            found[name] = evaluate_predictor(ensemble, clips, rate_hz, device, batch_size, progress)
-    return found
+    return evaluate_ensemble(Ensemble(load_teachers(specs, device), rate_hz), clips, batch_size)
+
+
+def evaluate_ensemble(ensemble: Ensemble, clips: Sequence[Clip], batch_size: int = 32) -> dict[str, Evaluation]:
+    """Each teacher alone, and the ensemble of all, by name. Each teacher predicts each clip once."""
+
+    def predict(wave: Tensor) -> Tensor:
+        each = ensemble.each(wave)
+        return torch.cat([each, ensemble.average(each)[None]])  # (teachers + 1, B, 527)
+
+    names = [*(teacher.name for teacher in ensemble.teachers), "ensemble"]
+    with stage("evaluate teachers", len(clips)) as progress:
+        return evaluate_together(predict, names, clips, ensemble.rate_hz, ensemble.device, batch_size, progress)
 
 
 def evaluate_student(

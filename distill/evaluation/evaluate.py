@@ -1,8 +1,9 @@
-"""Evaluation: students, teachers and ensembles hear the same clips through one path."""
+"""Evaluation: students, teachers and ensembles predict the same clips through one path."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import platform
@@ -33,9 +34,9 @@ from distill.devices import device_name, find_device
 log = logging.getLogger(__name__)
 
 Predictor = Callable[[Tensor], Tensor]
-"""(B, samples) float32 in [-1, 1] on the device -> probabilities (B, C)."""
+"""(B, samples) float32 in [-1, 1] on the device -> probabilities (B, C), or of M models at once (M, B, C)."""
 Progress = Callable[[int], None]
-"""Called with the number of clips that were just done."""
+"""Called with the number of clips just done."""
 
 DTYPES = ("fp32", "bf16")
 LOADERS = 4
@@ -44,7 +45,7 @@ LOADERS = 4
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered to N clips, and how good that is."""
+    """A model's predictions for N clips, and how good they are."""
 
     ids: tuple[str, ...]
     labels: tuple[tuple[int, ...] | None, ...]
@@ -52,7 +53,7 @@ class Evaluation:
     probs: Float32
     """(N, C)."""
     rejected: tuple[tuple[str, str], ...]
-    """(id, reason) of clips that could not be heard; they are in no figure."""
+    """(id, reason) of clips that could not be read; they are in no figure."""
     device: str
     """Name of the hardware."""
     dtype: str
@@ -76,13 +77,13 @@ class Evaluation:
         grouped = [i for i, group in enumerate(self.groups) if group is not None]
         names = [str(self.groups[i]) for i in grouped]
         classes = metrics.classes_by_group(names, [self.labels[i] or () for i in grouped])
-        heard = [(i, name) for i, name in zip(grouped, names, strict=True) if name in classes]
+        counted = [(i, name) for i, name in zip(grouped, names, strict=True) if name in classes]
         if len(classes) < 2:
             return None
-        return metrics.top1_by_group([name for _, name in heard], classes, self.probs[[i for i, _ in heard]])
+        return metrics.top1_by_group([name for _, name in counted], classes, self.probs[[i for i, _ in counted]])
 
     def metrics(self) -> dict[str, float | int | None]:
-        """The figures in short; None where the data cannot tell."""
+        """The figures in short; None for a figure that these clips cannot give."""
         present = int(np.count_nonzero(~np.isnan(self.per_class_ap)))
         return {
             "mean_ap": self.mean_ap if present else None,
@@ -93,7 +94,7 @@ class Evaluation:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it but the probabilities, for JSON."""
+        """Everything except the probabilities, for JSON."""
         per_class = {
             label.name: float(ap) for label, ap in zip(labels(), self.per_class_ap, strict=True) if not np.isnan(ap)
         }
@@ -107,7 +108,7 @@ class Evaluation:
         }
 
     def reference(self, weights: Path) -> Reference:
-        """The reference that exports of the checkpoint file `weights` are held against."""
+        """The reference for `ced-edge check`: exports of the checkpoint file `weights` are compared with it."""
         return Reference(
             ids=self.ids,
             probs=self.probs,
@@ -129,26 +130,26 @@ def evaluate(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Let a student hear `clips`, long ones in chunks. The model is left in eval mode on `device`.
+    """Evaluate a student on `clips`; it predicts long clips in chunks. The model is left in eval mode on `device`.
 
-    `dtype` bf16 runs the transformer under autocast; the front end and the probabilities stay float32. Raises
-    InputError on a device that is not there, and what `evaluate_predictor` raises.
+    With `dtype` bf16 the transformer runs under autocast; the front end and the probabilities stay float32. Raises
+    InputError on an unavailable device, and what `evaluate_together` raises.
     """
     if dtype not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
     where = find_device(device)
     model = model.eval().to(where)
 
-    def tagger(wave: Tensor) -> Tensor:
+    def predictor(wave: Tensor) -> Tensor:
         with torch.autocast(where.type, torch.bfloat16, enabled=dtype == "bf16"):
             return predict(model, wave)
 
     rate_hz = model.spec.frontend.rate_hz
-    return evaluate_predictor(tagger, clips, rate_hz, where, batch_size, progress, dtype)
+    return evaluate_predictor(predictor, clips, rate_hz, where, batch_size, progress, dtype)
 
 
 def evaluate_predictor(
-    tagger: Predictor,
+    predictor: Predictor,
     clips: Sequence[Clip],
     rate_hz: int,
     device: str | torch.device = "cpu",
@@ -156,44 +157,66 @@ def evaluate_predictor(
     progress: Progress | None = None,
     dtype: str = "fp32",
 ) -> Evaluation:
-    """Let anything that tags audio at `rate_hz` hear `clips`: a teacher, an ensemble, a student.
+    """Evaluate anything that predicts audio at `rate_hz`; see `evaluate_together`."""
+    name = "model"
+    together = evaluate_together(
+        lambda wave: predictor(wave)[None], [name], clips, rate_hz, device, batch_size, progress, dtype
+    )
+    return together[name]
 
-    Clips of equal length are heard together, at most `batch_size` of them. Clips that cannot be read are left out,
-    listed in `rejected` and counted aloud. Raises InputError when no clip can be read or none has labels, and
-    CedEdgeError when an answer is no probability or the memory is too small.
+
+def evaluate_together(
+    predictor: Predictor,
+    names: Sequence[str],
+    clips: Sequence[Clip],
+    rate_hz: int,
+    device: str | torch.device = "cpu",
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    dtype: str = "fp32",
+) -> dict[str, Evaluation]:
+    """Evaluate M models on `clips` in one pass: `predictor` returns (M, B, C) probabilities, in the order of `names`.
+
+    Clips of equal length share a batch of at most `batch_size`. Clips that cannot be read are left out, listed in
+    `rejected`, and a warning gives their number. Raises InputError when no clip can be read or none has labels, and
+    CedEdgeError when a prediction is not a probability or the memory is too small.
     """
     if not any(clip.labels for clip in clips):
         raise InputError("no clip has labels, so nothing can be evaluated: give a manifest with a `labels` column")
     where = find_device(device) if isinstance(device, str) else device
-    rows: dict[int, Float32] = {}
+    predictions: dict[int, Float32] = {}  # of clip i: (M, C)
     rejected: dict[int, str] = {}
     with torch.inference_mode(), _full_precision():
         for indices, waves in _batches(clips, rate_hz, batch_size, rejected):
             try:
-                probs = tagger(torch.from_numpy(waves).to(where)).float().cpu().numpy()
+                probs = predictor(torch.from_numpy(waves).to(where)).float().cpu().numpy()
             except torch.OutOfMemoryError as e:
                 raise CedEdgeError(f"out of memory on {where}: use a batch size below {len(indices)}") from e
             if not ((probs >= 0) & (probs <= 1)).all():
-                raise CedEdgeError(f"the answer to {clips[indices[0]].id} is no probability: the model is broken")
-            rows.update(zip(indices, probs, strict=True))
+                clip = clips[indices[0]].id
+                raise CedEdgeError(f"the prediction for {clip} is no probability: the model is broken")
+            predictions.update(zip(indices, probs.swapaxes(0, 1), strict=True))
             if progress:
                 progress(len(indices))
     if rejected:
         i, reason = next(iter(sorted(rejected.items())))
         log.warning("%d of %d clips left out, the first is %s: %s", len(rejected), len(clips), clips[i].id, reason)
-    heard = [clips[i] for i in sorted(rows)]
-    if not any(clip.labels for clip in heard):
+    kept = [clips[i] for i in sorted(predictions)]
+    if not any(clip.labels for clip in kept):
         raise InputError("no clip with labels could be read: check the manifest's file names")
-    return Evaluation(
-        ids=tuple(clip.id for clip in heard),
-        labels=tuple(clip.labels for clip in heard),
-        groups=tuple(clip.group for clip in heard),
-        probs=np.stack([rows[i] for i in sorted(rows)]).astype(np.float32),
+    table = np.stack([predictions[i] for i in sorted(predictions)], axis=1).astype(np.float32)  # (M, N, C)
+    first = Evaluation(
+        ids=tuple(clip.id for clip in kept),
+        labels=tuple(clip.labels for clip in kept),
+        groups=tuple(clip.group for clip in kept),
+        probs=table[0],
         rejected=tuple((clips[i].id, reason) for i, reason in sorted(rejected.items())),
         device=device_name(where),
         dtype=dtype,
-        data_hash=data_hash(heard),
+        data_hash=data_hash(kept),
     )
+    # Only the probabilities differ from model to model.
+    return {name: dataclasses.replace(first, probs=probs) for name, probs in zip(names, table, strict=True)}
 
 
 def _batches(
@@ -224,7 +247,7 @@ def _batches(
 
 
 def _load(clip: Clip, rate_hz: int) -> Float32 | str:
-    """The clip's (samples,), or why it cannot be heard."""
+    """The clip's samples, (samples,), or the reason why it cannot be read."""
     try:
         return load_clip(clip, rate_hz)
     except AudioError as e:
@@ -233,7 +256,7 @@ def _load(clip: Clip, rate_hz: int) -> Float32 | str:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """IEEE float32 on a GPU: cuDNN's default is TF32, and a reference must not depend on such a switch."""
+    """Compute in IEEE float32 on a GPU. cuDNN's default is TF32, which has 10 bits: too few for a reference."""
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     try:
         torch.backends.cudnn.allow_tf32 = False
@@ -245,7 +268,7 @@ def _full_precision() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides about the figures' last digits."""
+    """Versions of the libraries that decide the last digits of the figures."""
     return {
         "ced_edge": __version__,
         "python": platform.python_version(),

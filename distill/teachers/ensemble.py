@@ -62,8 +62,12 @@ class Ensemble:
     @torch.inference_mode()
     def __call__(self, wave: Tensor) -> Tensor:
         """(B, samples) float32 at `rate_hz` in [-1, 1] -> the ensemble's probabilities (B, 527)."""
-        total = torch.zeros(wave.shape[0], N_CLASSES, device=self.device)
-        for probs, weight in zip(self.each(wave), self._weights, strict=True):
+        return self.average(self.each(wave))
+
+    def average(self, each: Tensor) -> Tensor:
+        """Every teacher's probabilities (teachers, B, 527), as `each` gives them -> the ensemble's (B, 527)."""
+        total = torch.zeros(each.shape[1], N_CLASSES, device=self.device)
+        for probs, weight in zip(each, self._weights, strict=True):
             total += probs * weight
         return total
 

@@ -36,7 +36,7 @@ MODEL_NAME = "model.safetensors"
 STATE_NAME = "state.pt"
 
 Losses = Callable[[Batch, int], dict[str, Tensor]]
-"""(batch, number of the step) -> scalars: `loss`, whose gradient is taken, and all others that the log has columns for."""
+"""(batch, number of the step) -> scalars: `loss`, whose gradient is taken, and the other columns of the log."""
 
 
 class Interrupted(CedEdgeError):
@@ -78,7 +78,12 @@ class Trainer:
         CedEdgeError when the gradient is not finite or memory or disk is too small; the last checkpoint is kept.
         """
         config, saved_s = self.config, time.monotonic()
-        with stop_politely() as stop, memory_errors(config.batch), contextlib.closing(batches), log or contextlib.nullcontext():
+        with (
+            stop_politely() as stop,
+            memory_errors(config.batch),
+            contextlib.closing(batches),
+            log or contextlib.nullcontext(),
+        ):
             while step < self.steps:
                 # Worker processes have the next batch ready, so this seldom waits.
                 batch = Batch(*(t.to(self.fabric.device, non_blocking=True) for t in next(batches)))
