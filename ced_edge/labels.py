@@ -39,6 +39,12 @@ def labels() -> tuple[Label, ...]:
 
 
 @functools.lru_cache(maxsize=1)
+def _most_parts() -> int:
+    """Parts of the name with the most commas: "Male singing, ..., song" has to be found whole."""
+    return max(label.name.count(",") for label in labels()) + 1
+
+
+@functools.lru_cache(maxsize=1)
 def _index_by_text() -> dict[str, int]:
     return {key: label.index for label in labels() for key in (label.mid, label.name.casefold())}
 
@@ -53,8 +59,9 @@ def index_of(text: str) -> int:
     """Index of a class given as index, mid or (in any case) name. Raises InputError."""
     text = text.strip()
     if text.removeprefix("-").isdecimal():
-        if not 0 <= int(text) < N_CLASSES:
-            raise InputError(f"label {text} is out of range: the indices are 0 to {N_CLASSES - 1}")
+        # `int` fails on thousands of digits; nine are more than enough.
+        if len(text) > 9 or not 0 <= int(text) < N_CLASSES:
+            raise InputError(f"label {text:.20} is out of range: the indices are 0 to {N_CLASSES - 1}")
         return int(text)
     if (index := find(text)) is None:
         raise InputError(f"unknown label {text!r}: give an index, a mid or a name of the {N_CLASSES} AudioSet classes")
@@ -69,7 +76,7 @@ def parse(field: str) -> tuple[int, ...]:
         i = 0
         while i < len(words):
             # The longest run of words that is one name: "Male speech, man speaking" is one label, not two.
-            runs = ((j, find(",".join(words[i:j]))) for j in range(len(words), i + 1, -1))
+            runs = ((j, find(",".join(words[i:j]))) for j in range(min(len(words), i + _most_parts()), i + 1, -1))
             j, index = next(((j, k) for j, k in runs if k is not None), (i + 1, None))
             if index is not None or words[i].strip():
                 found.add(index_of(words[i]) if index is None else index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,18 @@ from ced_edge.errors import InputError
 
 N_CLASSES = 527
 """AudioSet classes (the published 527-class label list)."""
+
+_FRONTEND_LIMITS = {"rate_hz": (1_000, 1_000_000), "n_fft": (2, 1 << 16), "hop": (1, 1 << 16), "n_mels": (1, 1 << 10)}
+_MODEL_LIMITS = {
+    "width": (1, 1 << 13),
+    "heads": (1, 1 << 10),
+    "depth": (1, 1 << 8),
+    "mlp_ratio": (1, 1 << 6),
+    "patch": (1, 1 << 10),
+    "max_frames": (1, 1 << 16),
+    "n_classes": (1, 1 << 20),
+}
+# A spec may come from a file, and arrays are made from its numbers. These limits are far above any real model.
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,19 @@ class FrontendSpec:
     f_max_hz: float = 8_000.0
     top_db: float = 120.0
     min_power: float = 1e-10
+
+    def __post_init__(self) -> None:
+        problems = _size_problems(self, _FRONTEND_LIMITS)
+        reals = ("f_min_hz", "f_max_hz", "top_db", "min_power")
+        values = {name: getattr(self, name) for name in reals}
+        problems += [f"{name} {value!r:.40} is not a number" for name, value in values.items() if not _is_real(value)]
+        if not problems:
+            if self.hop > self.n_fft:
+                problems.append(f"hop {self.hop} is larger than n_fft {self.n_fft}, so samples would be left out")
+            if not 0 <= self.f_min_hz < self.f_max_hz <= self.rate_hz / 2:
+                problems.append(f"{self.f_min_hz} to {self.f_max_hz} Hz is not a range between 0 and half of rate_hz")
+            problems += [f"{name} is not above 0" for name in reals[2:] if values[name] <= 0]
+        _raise("front end", problems)
 
     @property
     def n_bins(self) -> int:
@@ -64,8 +90,15 @@ class ModelSpec:
     frontend: FrontendSpec = dataclasses.field(default_factory=FrontendSpec)
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise InputError(f"model width {self.width} is not a multiple of its {self.heads} heads")
+        problems = _size_problems(self, _MODEL_LIMITS)
+        if not problems:
+            if self.width % self.heads:
+                problems.append(f"width {self.width} is not a multiple of its {self.heads} heads")
+            if self.patch > min(self.frontend.n_mels, self.max_frames):
+                problems.append(f"patch {self.patch} is larger than n_mels or max_frames")
+            elif self.max_samples < max(self.min_samples, self.frontend.min_samples):
+                problems.append(f"max_frames {self.max_frames} is less than one window of the front end")
+        _raise("model", problems)
 
     @property
     def grid_freq(self) -> int:
@@ -89,11 +122,8 @@ class ModelSpec:
 
     @property
     def name(self) -> str:
-        """The published size of this spec, or `<width>x<depth>` for any other."""
-        for name, spec in SIZES.items():
-            if (spec.width, spec.heads, spec.depth) == (self.width, self.heads, self.depth):
-                return name
-        return f"{self.width}x{self.depth}"
+        """The name of the published size that is equal in every field, else `<width>x<depth>`."""
+        return next((name for name, spec in SIZES.items() if spec == self), f"{self.width}x{self.depth}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON, nested like the spec."""
@@ -101,11 +131,29 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelSpec:
-        """The inverse of `to_dict`. Raises InputError on unknown or missing keys."""
+        """The inverse of `to_dict`. Raises InputError on unknown or missing keys and on values out of range."""
         try:
             return cls(**{**fields, "frontend": FrontendSpec(**fields["frontend"])})
         except (TypeError, KeyError) as e:
             raise InputError(f"not a model spec: {e}") from e
+
+
+def _size_problems(spec: Any, limits: dict[str, tuple[int, int]]) -> list[str]:
+    return [
+        f"{name} {value!r:.40} is not an integer from {least} to {most}"
+        for name, (least, most) in limits.items()
+        # Not isinstance: True is an int too.
+        if type(value := getattr(spec, name)) is not int or not least <= value <= most
+    ]
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _raise(what: str, problems: list[str]) -> None:
+    if problems:
+        raise InputError(f"not a possible {what}: {'; '.join(problems)}")
 
 
 SIZES: dict[str, ModelSpec] = {

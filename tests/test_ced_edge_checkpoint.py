@@ -425,5 +425,5 @@ def test_git_revision_is_of_this_repository_only(tmp_path: Path, monkeypatch: py
         pytest.skip("git is not installed")
     assert git_revision() == "unknown" or len(git_revision().rstrip("+")) == 40
     # As if installed into a virtual environment inside another repository.
-    monkeypatch.setattr(checkpoint, "__file__", str(Path(__file__).parent / "package" / "checkpoint.py"))
+    monkeypatch.setattr(checkpoint, "__file__", str(Path(__file__).parent / "package" / "network" / "checkpoint.py"))
     assert git_revision.__wrapped__() == "unknown"

@@ -16,7 +16,7 @@ import soundfile
 import soxr
 
 from ced_edge.audio import read as audio
-from ced_edge.audio.base import MEDIA_SUFFIXES, AudioError
+from ced_edge.audio.base import AUDIO_SUFFIXES, MEDIA_SUFFIXES, AudioError
 from ced_edge.audio.clips import Clip
 from distill.packing.pieces import PackConfig, Piece, cut, encode
 
@@ -221,7 +221,7 @@ SNDFILE = [
 
 
 def test_every_suffix_is_one_of_the_two_libraries() -> None:
-    assert {f".{suffix}" for suffix, _ in SNDFILE} == audio.AUDIO_SUFFIXES - MEDIA_SUFFIXES
+    assert {f".{suffix}" for suffix, _ in SNDFILE} == AUDIO_SUFFIXES - MEDIA_SUFFIXES
 
 
 @pytest.mark.parametrize(("suffix", "format"), SNDFILE)
@@ -239,8 +239,8 @@ def test_hours_take_no_memory(tmp_path: Path) -> None:
     def peak_mb(minutes: int) -> float:
         path = record(tmp_path / f"{minutes}.mka", "flac", np.zeros(minutes * 60 * 8_000, np.float32), 8_000)
         code = (
-            "import sys, resource; from pathlib import Path; from ced_edge import audio\n"
-            "print(sum(len(w) for w, _ in audio.stream(Path(sys.argv[1]))))\n"
+            "import sys, resource; from pathlib import Path; from ced_edge.audio import read\n"
+            "print(sum(len(w) for w, _ in read.stream(Path(sys.argv[1]))))\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )
         run = [sys.executable, "-c", code, str(path)]

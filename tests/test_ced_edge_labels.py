@@ -77,3 +77,10 @@ def test_mixed_and_repeated_labels() -> None:
 def test_the_hash_is_over_mids_and_names_in_order() -> None:
     text = json.dumps([[x.mid, x.name] for x in labels.labels()], separators=(",", ":"))
     assert labels.labels_hash() == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_long_field_is_parsed_or_refused_at_once() -> None:
+    """Each part is compared with names of a few parts only, not with all that follows."""
+    assert labels.parse(",".join(["1", "2"] * 20_000)) == (1, 2)
+    with pytest.raises(InputError, match="label 99999999999999999999 is out of range"):
+        labels.index_of("9" * 10_000)

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from numpy.typing import NDArray
 
+from ced_edge.arrays import Float32
 from ced_edge.audio import sources
 from ced_edge.audio.microphone import Microphone
-from ced_edge.audio.sources import PcmSource, PieceQueue
+from ced_edge.audio.sources import FileSource, PcmSource, PieceQueue
 from ced_edge.errors import CedEdgeError, InputError
+from tests.test_ced_edge_ffmpeg import record
 
 RATE = 16_000
-Float32 = NDArray[np.float32]
 
 
 def read_all(source: Any) -> Float32:
@@ -213,6 +213,28 @@ def test_what_was_received_before_an_error_is_not_lost() -> None:
         waiting.read(5.0)
 
 
+def open_files() -> list[str]:
+    return [os.readlink(fd) for fd in Path("/proc/self/fd").iterdir() if os.path.lexists(fd)]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open files on this system")
+@pytest.mark.parametrize("suffix", [".wav", ".m4a"])
+def test_a_closed_file_source_holds_no_file_open(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x{suffix}"
+    wave = np.zeros(2 * (1 << 18), np.float32)
+    if suffix == ".wav":
+        soundfile.write(path, wave, RATE)
+    else:
+        record(path, "aac", wave, RATE)
+    source = FileSource(path)
+    assert source.read(0.0)
+    assert str(path) in open_files()
+    source.close()
+    assert str(path) not in open_files()
+    assert source.read(0.0) is None
+    FileSource(tmp_path / "missing.wav").close()  # nothing was opened
+
+
 @pytest.fixture
 def portaudio(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A sounddevice with one microphone of 44.1 kHz."""
@@ -301,6 +323,16 @@ def test_no_microphone(portaudio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(InputError, match=r"pip install 'ced-edge\[mic\]'"):
         Microphone()
+
+
+def test_a_microphone_that_cannot_start_is_closed(portaudio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Any) -> None:
+        raise portaudio.PortAudioError("Device unavailable")
+
+    monkeypatch.setattr(portaudio.InputStream, "start", start)
+    with pytest.raises(InputError, match=r"no microphone \(Device unavailable\)"):
+        Microphone()
+    assert portaudio.stream.closed
 
 
 def test_no_portaudio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

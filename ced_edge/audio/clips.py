@@ -19,7 +19,10 @@ from ced_edge.arrays import Float32
 from ced_edge.audio.base import AUDIO_SUFFIXES, AudioError
 from ced_edge.audio.read import duration_s, load
 from ced_edge.errors import InputError
-from ced_edge.files import sha256_file, sha256_json
+from ced_edge.files import read_bounded, sha256_file, sha256_json
+
+_MAX_MANIFEST_BYTES = 1 << 30
+"""All of AudioSet, 2 million clips, takes 0.2 GB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,7 @@ def data_hash(clips: Sequence[Clip]) -> str:
 def _lines(path: Path) -> list[tuple[int, str]]:
     """(number, text) of the lines that are not blank."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bounded(path, _MAX_MANIFEST_BYTES).decode("utf-8-sig")
     except FileNotFoundError as e:
         raise InputError(f"no such manifest or folder: {path}") from e
     except UnicodeDecodeError as e:
@@ -216,7 +219,7 @@ def _segments(path: Path, lines: Sequence[tuple[int, str]], root: Path) -> list[
     clips: list[Clip] = []
     seen: dict[str, int] = {}
     for number, fields in _rows(path, [x for x in lines if not x[1].startswith("#")], ","):
-        times = re.fullmatch(r"(\d+(?:\.\d+)?) (\d+(?:\.\d+)?)", " ".join(fields[1:3]))
+        times = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) (\d{1,9}(?:\.\d+)?)", " ".join(fields[1:3]))
         if len(fields) != 4 or times is None or float(times[2]) <= float(times[1]):
             raise InputError(f"{path} line {number}: expected YTID, start_seconds, end_seconds, positive_labels")
         name, start_s, stop_s = fields[0], float(times[1]), float(times[2])

@@ -38,7 +38,11 @@ class Microphone(PieceQueue):
                 callback=self._arrived,
                 finished_callback=self._finished,
             )
-            self._stream.start()
+            try:
+                self._stream.start()
+            except BaseException:
+                self.close()  # the device would stay taken as long as this process lives
+                raise
         except (sounddevice.PortAudioError, ValueError) as e:
             asked = f" {device!r}" if device else ""
             raise InputError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -119,7 +119,7 @@ def duration_s(source: Path) -> float:
         return sound.seconds()
 
 
-def stream(source: Path | BinaryIO) -> Iterator[tuple[Float32, int]]:
+def stream(source: Path | BinaryIO) -> Generator[tuple[Float32, int], None, None]:
     """A file of any length, piece by piece: ((frames, channels) float32, rate in Hz). Raises AudioError."""
     with _opened(source) as sound:
         for block in sound.blocks():

@@ -8,7 +8,6 @@ import math
 import select
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -60,14 +59,14 @@ class FileSource:
     live = False
 
     def __init__(self, path: Path) -> None:
-        self._pieces: Iterator[Piece] = stream(path)
+        self._pieces = stream(path)
 
     def read(self, wait_s: float) -> list[Piece] | None:
         piece = next(self._pieces, None)
         return None if piece is None else [piece]
 
     def close(self) -> None:
-        pass
+        self._pieces.close()  # ends the generator, whose `with` blocks close the decoder and the file
 
 
 class PieceQueue:

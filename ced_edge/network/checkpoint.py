@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import subprocess
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
     metadata = read_metadata(found.weights)
     if metadata.get("labels_hash", labels_hash()) != labels_hash():
         raise InputError(f"{found.weights} was made for another list of classes than the {N_CLASSES} of this program")
-    written = ModelSpec.from_dict(metadata["spec"]) if "spec" in metadata else None
+    written = _written_spec(metadata, found.weights)
     spec = spec or written or infer_spec(state, found, heads)
     if written and (written.heads, written.frontend) != (spec.heads, spec.frontend):
         # No shape would show it.
@@ -112,11 +113,20 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
             f"{found.weights} is a {written.name} of {written.heads} heads; asked for was a {spec.name} of "
             f"{spec.heads} heads with the same front end"
         )
-    model = CED(spec)
     _fit_time_embedding(state, spec, found.weights)
-    _check(state, model.state_dict(), found.weights)
+    with torch.device("meta"):  # shapes without memory: a hostile spec must not allocate more than its file holds
+        shapes = CED(spec).state_dict()
+    _check(state, shapes, found.weights)
+    model = CED(spec)
     model.load_state_dict(state, strict=True)
     return model.eval()
+
+
+def _written_spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec | None:
+    try:
+        return ModelSpec.from_dict(metadata["spec"]) if "spec" in metadata else None
+    except InputError as e:
+        raise InputError(f"{path}: {e}") from e
 
 
 def find_checkpoint(source: str | Path) -> CheckpointFiles:
@@ -185,17 +195,34 @@ def _unreadable(path: Path, e: Exception) -> InputError:
     return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {reason}")
 
 
+def load_torch(path: Path) -> Any:
+    """What a .pt or .bin file holds, loaded without running its code. Raises almost anything on a broken file.
+
+    PyTorch would unpack a small compressed file to any size: such a file is refused before it is loaded.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # torch.save never compresses, so all parts together are smaller than the file.
+            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it is compressed, which torch.save never does")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        if _is_safetensors(path):
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch.load raises almost anything on a broken file
+        state = load_file(path) if _is_safetensors(path) else load_torch(path)
+    except Exception as e:
         raise _unreadable(path, e) from e
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path} holds no state dict (tensors by name, alone or under the key 'model')")
+    for key, v in state.items():
+        if v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized or v.is_complex():
+            raise InputError(f"{path}: {key} is not a plain tensor of numbers")
+    # A view with a stride of 0 repeats one number to any size; a copy of it would fill the memory.
+    if sum(v.numel() * v.element_size() for v in state.values()) > path.stat().st_size:
+        raise InputError(f"{path} is not a readable checkpoint: its tensors are larger than the file")
     return dict(state)
 
 
@@ -217,21 +244,23 @@ def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
 
 def infer_spec(state: Mapping[str, Tensor], found: CheckpointFiles, heads: int | None = None) -> ModelSpec:
     """The spec that the shapes tell; for the heads see `load_model`. Raises InputError when they tell none."""
-    width = state["patch_embed.proj.weight"].shape[0]
-    depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", k) for k in state) if m), default=-1)
-    hidden = state["blocks.0.mlp.fc1.weight"].shape[0] if "blocks.0.mlp.fc1.weight" in state else 0
-    if depth == 0 or hidden % width or state["time_pos_embed"].ndim != 4:
+    patch, embedding = state["patch_embed.proj.weight"], state["time_pos_embed"]
+    hidden = state.get("blocks.0.mlp.fc1.weight")
+    if patch.ndim != 4 or embedding.ndim != 4 or hidden is None or hidden.ndim != 2 or hidden.shape[0] % len(patch):
         raise InputError(f"{found.weights} is no CED checkpoint: its blocks or its time embedding have odd shapes")
-    default = SIZES["tiny"]
-    grid_time = state["time_pos_embed"].shape[3]
-    return ModelSpec(
-        width=width,
-        heads=heads or _heads(width, found),
-        depth=depth,
-        mlp_ratio=hidden // width,
-        # 63 columns are published as 1012 frames; a part patch at the end is never used.
-        max_frames=default.max_frames if grid_time == default.grid_time else grid_time * default.patch,
-    )
+    default, width, grid_time = SIZES["tiny"], len(patch), embedding.shape[3]
+    try:
+        return ModelSpec(
+            width=width,
+            heads=heads or _heads(width, found),
+            # Counted: a single key "blocks.999999999.x" must not make a billion blocks.
+            depth=len({m[1] for m in (re.match(r"blocks\.(\d+)\.", k) for k in state) if m}),
+            mlp_ratio=hidden.shape[0] // width,
+            # 63 columns are published as 1012 frames; the rest of 4 frames, less than a patch, is never used.
+            max_frames=default.max_frames if grid_time == default.grid_time else grid_time * default.patch,
+        )
+    except InputError as e:
+        raise InputError(f"{found.weights}: {e}") from e
 
 
 def _heads(width: int, found: CheckpointFiles) -> int:
@@ -252,8 +281,8 @@ def _heads(width: int, found: CheckpointFiles) -> int:
 
 def _fit_time_embedding(state: dict[str, Tensor], spec: ModelSpec, path: Path) -> None:
     embedding = state["time_pos_embed"]  # (1, C, 1, T')
-    if embedding.ndim != 4 or embedding.shape[3] == spec.grid_time:
-        return
+    if embedding.ndim != 4 or embedding.shape[:3] != (1, spec.width, 1) or embedding.shape[3] in (0, spec.grid_time):
+        return  # fits, or `_check` reports it
     have, want = embedding.shape[3], spec.grid_time
     if have > want:
         state["time_pos_embed"] = embedding[..., :want].clone()

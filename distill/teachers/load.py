@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ced_edge.errors import InputError, first_line
 from ced_edge.files import sha256_file
+from ced_edge.network.checkpoint import load_torch
 from distill.devices import teacher_device
 from distill.teachers import mobilenet
 from distill.teachers.base import Teacher
@@ -72,7 +73,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_torch(path)
     except Exception as e:  # pickle, zip and safetensors each raise their own
         raise InputError(f"{path} is corrupted or no checkpoint: {first_line(e)}") from e
     for key in ("model", "state_dict"):

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel
 from ced_edge.errors import CedEdgeError, InputError, first_line
 from ced_edge.files import atomic_path
 from ced_edge.network.ced import CED
-from ced_edge.network.checkpoint import save_model
+from ced_edge.network.checkpoint import load_torch, save_model
 from distill.devices import find_device, has_fast_bf16
 from distill.processes import local_world, rank_and_world
 from distill.training.batches import Batch
@@ -159,7 +159,7 @@ class Trainer:
         if not path.exists():
             return 0
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_torch(path)
             # States of old versions, which knew no torchrun, have no number of processes.
             different = differences(self.recipe, {"processes": 1, **state["recipe"]})
         except Exception as e:  # a broken file can raise almost anything
