@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from test_ced_edge_ffmpeg import record
 
 from ced_edge.arrays import Float32
 from ced_edge.audio import sources
 from ced_edge.audio.microphone import Microphone
 from ced_edge.audio.sources import FileSource, PcmSource, PieceQueue
 from ced_edge.errors import CedEdgeError, InputError
-from tests.test_ced_edge_ffmpeg import record
 
 RATE = 16_000
 
