@@ -1,0 +1,287 @@
+package org.cededge.demo
+
+import android.content.Context
+import android.database.Cursor
+import android.net.Uri
+import android.provider.OpenableColumns
+import java.io.File
+import java.io.IOException
+import java.util.concurrent.CopyOnWriteArraySet
+import java.util.concurrent.Executors
+import org.cededge.demo.audio.Microphone
+import org.cededge.demo.audio.SoundFile
+import org.cededge.demo.core.Bundle
+import org.cededge.demo.core.BundleFiles
+import org.cededge.demo.core.BundleReader
+import org.cededge.demo.core.Demo
+import org.cededge.demo.core.Engine
+import org.cededge.demo.core.Entry
+import org.cededge.demo.core.Event
+import org.cededge.demo.core.InputError
+import org.cededge.demo.core.Listener
+import org.cededge.demo.core.LiveState
+import org.cededge.demo.core.Settings
+import org.cededge.demo.core.Status
+import org.cededge.demo.core.writeWav
+import org.cededge.demo.engine.OrtEngine
+import org.cededge.demo.service.ShareProvider
+
+/**
+ * Joins the parts: bundle -> engine -> listener <- microphone or file. What takes time runs on one thread, `work`, one
+ * thing after the other; so a file and the microphone never use the engine at once.
+ */
+class Center(private val context: Context) : Demo {
+    private val store = Store(context)
+    private val work = Executors.newSingleThreadExecutor { Thread(it, "work") }
+    private val observers = CopyOnWriteArraySet<Runnable>()
+    private val onChange = Runnable { for (o in observers) o.run() }
+    private val list = ArrayList<Entry>()
+    private var engine: Engine? = null
+    private var microphone: Microphone? = null
+    private var sessionMs = 0L
+
+    @Volatile private var listener: Listener? = null
+    @Volatile private var wanted = false // the user wants to listen
+    @Volatile private var stopFile = false
+    @Volatile private var status = Status.LOADING
+    @Volatile private var detail = ""
+    @Volatile private var changes = 0
+    @Volatile override var settings = store.settings()
+        private set
+    @Volatile override var bundle: Bundle? = null
+        private set
+    @Volatile override var runtime = ""
+        private set
+
+    override val entries: List<Entry> get() = synchronized(list) { ArrayList(list) }
+    override val sources get() = Microphone.sources(context).map { it to it }
+    override val devices get() = Microphone.devices(context).map { it.first to it.second.productName.toString() }
+
+    init {
+        work.execute { load("") }
+    }
+
+    /** Run [block] after all that was asked for before; tests wait with it. */
+    fun afterWork(block: () -> Unit) = work.execute(block)
+
+    override fun change(settings: Settings) {
+        val before = this.settings
+        this.settings = settings
+        store.save(settings)
+        try {
+            listener?.change(settings)
+        } catch (e: InputError) {
+            say(Status.FAILED, e.message ?: "")
+        }
+        if (settings.source != before.source || settings.device != before.device) work.execute {
+            if (microphone != null) {
+                microphone?.close()
+                openMicrophone()
+            }
+        }
+        onChange.run()
+    }
+
+    override fun startListening() {
+        if (wanted) return
+        wanted = true
+        stopFile = true
+        say(if (bundle == null) Status.LOADING else Status.STARTING)
+        work.execute { begin() }
+    }
+
+    override fun stopListening() {
+        if (!wanted) return
+        wanted = false
+        say(Status.IDLE)
+        work.execute { end() }
+    }
+
+    override fun openFile(address: String) {
+        stopListening()
+        stopFile = false
+        val name = name(Uri.parse(address))
+        say(Status.READING_FILE, name)
+        work.execute { tagFile(Uri.parse(address), name) }
+    }
+
+    override fun openBundle(address: String) {
+        stopListening()
+        stopFile = true
+        say(Status.LOADING)
+        work.execute {
+            try {
+                val stream = context.contentResolver.openInputStream(Uri.parse(address)) ?: throw IOException()
+                store.replaceBundle(stream)
+                load("")
+            } catch (e: InputError) {
+                load(e.message ?: "")
+            } catch (e: IOException) {
+                load(context.getString(R.string.bundle_unreadable))
+            } catch (e: SecurityException) {
+                load(context.getString(R.string.bundle_unreadable))
+            }
+        }
+    }
+
+    override fun useBuiltIn() {
+        stopListening()
+        stopFile = true
+        say(Status.LOADING)
+        work.execute {
+            store.removeBundle()
+            load("")
+        }
+    }
+
+    override fun clearEntries() {
+        synchronized(list) { list.clear() }
+        changes++
+        onChange.run()
+    }
+
+    override fun fill(state: LiveState) {
+        val l = listener
+        val error = l?.error() ?: ""
+        if (error.isNotEmpty() && wanted) {
+            stopListening()
+            say(Status.FAILED, error)
+        }
+        l?.fill(state) ?: run { state.tags = 0 }
+        state.status = if (status == Status.LISTENING && l != null && l.zeroSeconds() > ZEROS_S) Status.ZEROS else status
+        state.detail = detail
+        state.entries = changes
+    }
+
+    override fun observe(changed: Runnable) {
+        observers += changed
+    }
+
+    override fun forget(changed: Runnable) {
+        observers -= changed
+    }
+
+    private fun say(status: Status, detail: String = "") {
+        this.detail = detail
+        this.status = status
+        onChange.run()
+    }
+
+    /** Load the bundle that the user chose, or the app's own where there is none or it is refused. */
+    private fun load(problem: String) {
+        var refused = problem
+        end()
+        engine?.close()
+        engine = null
+        bundle = null
+        val chosen = store.bundleFolder()
+        if (chosen != null) {
+            try {
+                use(chosen)
+            } catch (e: InputError) {
+                refused = e.message ?: ""
+                store.removeBundle()
+            }
+        }
+        try {
+            if (bundle == null) use(store.builtIn())
+            if (refused.isNotEmpty()) say(Status.FAILED, refused) else if (!wanted) say(Status.IDLE)
+        } catch (e: InputError) {
+            say(Status.FAILED, e.message ?: "")
+        }
+    }
+
+    private fun use(files: BundleFiles) {
+        val read = BundleReader.read(files)
+        val loaded = OrtEngine(files.open(read.modelFile)!!.use { it.readBytes() }, read)
+        engine = loaded
+        runtime = loaded.runtime
+        bundle = read
+    }
+
+    private fun newListener(bundle: Bundle, source: Engine): Listener {
+        sessionMs = System.currentTimeMillis()
+        return Listener(source, bundle, settings, onChange, { event, sound -> add(bundle, event, sound) })
+    }
+
+    private fun begin() {
+        val b = bundle
+        val e = engine
+        if (!wanted || b == null || e == null) return
+        listener = newListener(b, e).also { it.start() }
+        openMicrophone()
+    }
+
+    private fun openMicrophone() {
+        val b = bundle ?: return
+        microphone = Microphone(
+            context, b.rateHz, settings.source, settings.device,
+            { samples, n -> listener?.accept(samples, n) },
+            { s, retryS ->
+                if (wanted) {
+                    if (s == Status.REFUSED) stopListening()
+                    say(s, if (retryS > 0) retryS.toString() else "")
+                }
+            },
+        )
+    }
+
+    /** The microphone first: what it gave before is still predicted. The listener stays, for the screen. */
+    private fun end() {
+        microphone?.close()
+        microphone = null
+        listener?.close()
+    }
+
+    private fun tagFile(address: Uri, name: String) {
+        val b = bundle
+        val e = engine
+        if (stopFile || b == null || e == null) return
+        val l = newListener(b, e)
+        listener = l
+        try {
+            SoundFile(context, address, b.rateHz).decode({ stopFile }) { samples, n ->
+                l.accept(samples, n)
+                l.predictAll()
+            }
+            l.finishFile()
+            if (!stopFile) say(Status.FILE_DONE, name)
+        } catch (x: InputError) {
+            if (!stopFile) say(Status.FAILED, x.message ?: "")
+        } catch (x: SecurityException) {
+            if (!stopFile) say(Status.FAILED, context.getString(R.string.file_unreadable))
+        }
+    }
+
+    private fun add(bundle: Bundle, event: Event, sound: FloatArray?) {
+        val atMs = sessionMs + (event.startS * 1000).toLong()
+        val file = sound?.let { samples ->
+            val name = "event-$atMs-${event.index}.wav"
+            try {
+                File(ShareProvider.folder(context), name).outputStream().use { writeWav(samples, bundle.rateHz, it) }
+                name
+            } catch (e: IOException) {
+                null // the phone is full: the event itself still counts
+            }
+        }
+        synchronized(list) {
+            if (list.size == MAX_ENTRIES) list.removeAt(0)
+            list += Entry(event, bundle.labels[event.index], atMs, file)
+        }
+        changes++
+    }
+
+    private fun name(address: Uri): String {
+        val cursor: Cursor? = try {
+            context.contentResolver.query(address, arrayOf(OpenableColumns.DISPLAY_NAME), null, null, null)
+        } catch (e: RuntimeException) { // other apps' providers throw what they like
+            null
+        }
+        return cursor?.use { if (it.moveToFirst()) it.getString(0) else null } ?: address.lastPathSegment ?: "?"
+    }
+
+    private companion object {
+        const val ZEROS_S = 1.0
+        const val MAX_ENTRIES = 1000
+    }
+}

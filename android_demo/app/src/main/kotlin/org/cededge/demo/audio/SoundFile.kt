@@ -1,0 +1,117 @@
+package org.cededge.demo.audio
+
+import android.content.Context
+import android.media.AudioFormat
+import android.media.MediaCodec
+import android.media.MediaExtractor
+import android.media.MediaFormat
+import android.net.Uri
+import java.io.IOException
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
+import org.cededge.demo.core.InputError
+import org.cededge.demo.core.Resampler
+
+/** Decodes a sound file by the phone's own decoders into mono samples at one rate, piece by piece. */
+class SoundFile(private val context: Context, private val address: Uri, private val rateHz: Int) {
+    private var floats = FloatArray(0)
+    private var resampled = FloatArray(0)
+    private var resampler: Resampler? = null
+    private var rate = 0
+
+    /** Calls [onSamples] until the file ends or [stopped]. Raises InputError for a file that cannot be decoded. */
+    fun decode(stopped: () -> Boolean, onSamples: (FloatArray, Int) -> Unit) {
+        val extractor = MediaExtractor()
+        var codec: MediaCodec? = null
+        try {
+            extractor.setDataSource(context, address, null)
+            val format = select(extractor)
+            codec = MediaCodec.createDecoderByType(format.getString(MediaFormat.KEY_MIME)!!)
+            codec.configure(format, null, null, 0)
+            codec.start()
+            pump(extractor, codec, format, stopped, onSamples)
+        } catch (e: IOException) {
+            throw InputError("The file cannot be opened: choose a sound file that this phone can play.")
+        } catch (e: IllegalArgumentException) {
+            throw InputError("This phone has no decoder for the file: choose a WAV, MP3, M4A or OGG file.")
+        } catch (e: IllegalStateException) { // MediaCodec.CodecException is one of them
+            throw InputError("The file is damaged: its sound cannot be decoded to the end.")
+        } finally {
+            codec?.release()
+            extractor.release()
+        }
+    }
+
+    private fun select(extractor: MediaExtractor): MediaFormat {
+        for (i in 0 until extractor.trackCount) {
+            val format = extractor.getTrackFormat(i)
+            if (format.getString(MediaFormat.KEY_MIME)?.startsWith("audio/") == true) {
+                extractor.selectTrack(i)
+                return format
+            }
+        }
+        throw InputError("The file holds no sound: choose a sound file.")
+    }
+
+    private fun pump(extractor: MediaExtractor, codec: MediaCodec, first: MediaFormat, stopped: () -> Boolean, onSamples: (FloatArray, Int) -> Unit) {
+        val info = MediaCodec.BufferInfo()
+        var format = first
+        var fed = false
+        while (!stopped()) {
+            if (!fed) {
+                val i = codec.dequeueInputBuffer(WAIT_US)
+                if (i >= 0) {
+                    val n = extractor.readSampleData(codec.getInputBuffer(i)!!, 0)
+                    fed = n < 0
+                    codec.queueInputBuffer(i, 0, maxOf(n, 0), maxOf(0, extractor.sampleTime), if (fed) MediaCodec.BUFFER_FLAG_END_OF_STREAM else 0)
+                    if (!fed) extractor.advance()
+                }
+            }
+            val o = codec.dequeueOutputBuffer(info, WAIT_US)
+            if (o == MediaCodec.INFO_OUTPUT_FORMAT_CHANGED) format = codec.outputFormat
+            if (o < 0) continue
+            val data = codec.getOutputBuffer(o)!!
+            data.position(info.offset)
+            data.limit(info.offset + info.size)
+            emit(data, format, onSamples)
+            codec.releaseOutputBuffer(o, false)
+            if (info.flags and MediaCodec.BUFFER_FLAG_END_OF_STREAM != 0) break
+        }
+        resampler?.let { r ->
+            room(r.room(0))
+            val n = r.finish(resampled)
+            if (n > 0) onSamples(resampled, n)
+        }
+    }
+
+    /** PCM of any channel count, 16-bit or float -> mono floats, resampled. */
+    private fun emit(data: ByteBuffer, format: MediaFormat, onSamples: (FloatArray, Int) -> Unit) {
+        val channels = format.getInteger(MediaFormat.KEY_CHANNEL_COUNT)
+        val float = format.containsKey(MediaFormat.KEY_PCM_ENCODING) && format.getInteger(MediaFormat.KEY_PCM_ENCODING) == AudioFormat.ENCODING_PCM_FLOAT
+        data.order(ByteOrder.nativeOrder())
+        val frames = data.remaining() / (channels * if (float) 4 else 2)
+        if (floats.size < frames) floats = FloatArray(frames)
+        for (i in 0 until frames) {
+            var sum = 0f
+            for (c in 0 until channels) sum += if (float) data.getFloat() else data.getShort() / 32768f
+            floats[i] = sum / channels
+        }
+        val fileRate = format.getInteger(MediaFormat.KEY_SAMPLE_RATE)
+        if (fileRate == rateHz) return onSamples(floats, frames)
+        if (fileRate != rate) {
+            rate = fileRate
+            resampler = Resampler(rate, rateHz)
+        }
+        room(resampler!!.room(frames))
+        val n = resampler!!.process(floats, frames, resampled)
+        if (n > 0) onSamples(resampled, n)
+    }
+
+    private fun room(count: Int) {
+        if (resampled.size < count) resampled = FloatArray(count)
+    }
+
+    private companion object {
+        const val WAIT_US = 10_000L
+    }
+}

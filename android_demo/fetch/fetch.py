@@ -1,0 +1,119 @@
+"""Fetches every file that the Android build needs into .venv/android, once, and checks its SHA-256.
+
+Runs on the standard library alone. Maven, npm and apt do the downloads, so their own settings (mirrors, proxies) hold.
+Each line of pinned.txt is one file. A folder that is complete is not fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+TARGET = HERE.parents[1] / ".venv" / "android"
+POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>fetch</groupId><artifactId>fetch</artifactId><version>1</version><build><plugins><plugin>
+<artifactId>maven-dependency-plugin</artifactId><version>3.6.1</version><configuration>
+<outputDirectory>{folder}</outputDirectory><artifactItems>{items}</artifactItems>
+</configuration></plugin></plugins></build></project>"""
+ITEM = (
+    "<artifactItem><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version><type>{}</type></artifactItem>"
+)
+
+
+class Pin(NamedTuple):
+    """One line of pinned.txt."""
+
+    folder: str
+    client: str
+    """mvn, npm or apt."""
+    name: str
+    sha256: str
+
+    @property
+    def file(self) -> str:
+        """The name under which the client saves it."""
+        if self.client == "mvn":
+            _, artifact, version, kind = self.name.split(":")
+            return f"{artifact}-{version}.{kind}"
+        if self.client == "npm":
+            return f"{self.name.replace('@', '-')}.tgz"
+        return f"{self.name.partition('=')[0]}.deb"
+
+
+def run(*command: str, cwd: Path | None = None) -> None:
+    """Run a client; its output goes to stderr, and its failure ends this program."""
+    try:
+        done = subprocess.run(command, cwd=cwd, stdout=sys.stderr)
+    except FileNotFoundError:
+        sys.exit(f"fetch.py: {command[0]} is not installed: apt-get install maven npm openjdk-17-jdk-headless")
+    if done.returncode:
+        sys.exit(f"fetch.py: `{' '.join(command[:6])}` failed, see above")
+
+
+def download(client: str, pins: list[Pin], folder: Path) -> None:
+    """Let one client save its files into `folder`."""
+    if client == "mvn":
+        pom = folder / "pom.xml"
+        pom.write_text(POM.format(folder=folder, items="".join(ITEM.format(*p.name.split(":")) for p in pins)))
+        run("mvn", "-B", "-q", "-f", str(pom), "dependency:copy")
+    elif client == "npm":
+        for pin in pins:
+            run("npm", "pack", "--silent", pin.name, cwd=folder)
+    else:
+        if subprocess.run(["apt-get", "download", *(p.name for p in pins)], cwd=folder, stdout=sys.stderr).returncode:
+            run("apt-get", "update")  # a machine that is new has no list of packages yet
+            run("apt-get", "download", *(p.name for p in pins), cwd=folder)
+        for deb in folder.glob("*.deb"):
+            deb.rename(folder / f"{deb.name.partition('_')[0]}.deb")
+
+
+def unpack(path: Path) -> None:
+    """Take out of an archive what a class path or the build can use."""
+    folder = path.parent
+    if path.suffix == ".aar":
+        with zipfile.ZipFile(path) as archive:
+            (folder / f"{path.stem}.jar").write_bytes(archive.read("classes.jar"))
+    elif path.suffix == ".tgz":
+        run("tar", "-xzf", str(path), "-C", str(folder), "package/Plugins/Android/onnxruntime.aar", "package/LICENSE")
+        with zipfile.ZipFile(folder / "package/Plugins/Android/onnxruntime.aar") as archive:
+            archive.extractall(folder)
+    elif path.suffix == ".deb":
+        run("dpkg-deb", "-x", str(path), str(folder))
+    elif path.name.startswith("apktool-lib"):
+        with zipfile.ZipFile(path) as archive:
+            (folder / "aapt2").write_bytes(archive.read("prebuilt/linux/aapt2_64"))
+        (folder / "aapt2").chmod(0o755)
+
+
+def main() -> None:
+    lines = (HERE / "pinned.txt").read_text().splitlines()
+    pins = [Pin(*line.split()) for line in lines if line and not line.startswith("#")]
+    for name in dict.fromkeys(p.folder for p in pins):
+        wanted = [p for p in pins if p.folder == name]
+        stamp, text = TARGET / name / "complete", "\n".join(" ".join(p) for p in wanted)
+        if stamp.is_file() and stamp.read_text() == text:
+            continue
+        shutil.rmtree(TARGET / name, ignore_errors=True)
+        (TARGET / name).mkdir(parents=True)
+        print(f"fetch.py: {len(wanted)} files into .venv/android/{name}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(dir=TARGET) as temporary:
+            for client in dict.fromkeys(p.client for p in wanted):
+                download(client, [p for p in wanted if p.client == client], Path(temporary))
+            for pin in wanted:
+                path = Path(temporary) / pin.file
+                found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
+                if found != pin.sha256:
+                    sys.exit(f"fetch.py: {pin.name} is not the pinned file: {found}, expected {pin.sha256}")
+                unpack(path.rename(TARGET / name / pin.file))
+        stamp.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
