@@ -4,7 +4,7 @@
 
 Libraries are compressed, so that a download is small; Android unpacks them at installation (extractNativeLibs). With
 `--stored-libraries` they are stored at multiples of 16 KB, and a phone of any page size maps them from the APK itself.
-The model is stored: it hardly gets smaller, and is read faster. Every time stamp is the same, so that two builds are too.
+The model is stored: it hardly gets smaller, and is read faster. All time stamps are the same, so two builds are equal.
 """
 
 from __future__ import annotations

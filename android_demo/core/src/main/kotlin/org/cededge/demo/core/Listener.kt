@@ -1,5 +1,7 @@
 package org.cededge.demo.core
 
+import java.util.function.LongSupplier
+
 /**
  * From samples to tags, events and pictures. Samples come on one thread ([accept]), predictions run on another
  * ([start]), and the screen reads from a third ([fill]). Between them stands one lock, never held while predicting.
@@ -10,7 +12,7 @@ class Listener(
     settings: Settings,
     private val onChange: Runnable,
     private val onEvent: (Event, sound: FloatArray?) -> Unit,
-    private val nanoTime: () -> Long = System::nanoTime,
+    private val clock: LongSupplier = LongSupplier(System::nanoTime), // a Kotlin lambda would box every Long
 ) : AutoCloseable {
     private val lock = Object()
     private val stream = Stream(engine, bundle)
@@ -55,7 +57,7 @@ class Listener(
             level.add(samples, count)
             timeline.add(samples, count)
             stream.accept(samples, count)
-            arrivedNs = nanoTime()
+            arrivedNs = clock.asLong
             lock.notifyAll()
         }
         onChange.run()
@@ -120,7 +122,7 @@ class Listener(
     private fun fillSpans(state: LiveState) {
         state.spans = 0
         for (i in 0 until bundle.labels.size) if (events.active(i)) span(state, i, events.startOf(i), state.seconds)
-        for (i in spans.indices.reversed()) span(state, spans[i].index, spans[i].startS, spans[i].endS)
+        for (i in spans.size - 1 downTo 0) span(state, spans[i].index, spans[i].startS, spans[i].endS)
     }
 
     private fun span(state: LiveState, index: Int, startS: Double, endS: Double) {
@@ -149,9 +151,9 @@ class Listener(
             arrived = arrivedNs
             stream.take(tags)
         }
-        val before = nanoTime()
+        val before = clock.asLong
         stream.predict(count, tags)
-        val after = nanoTime()
+        val after = clock.asLong
         synchronized(lock) {
             latencyMs = (after - arrived) / 1e6
             realTime = (after - before) / 1e9 * bundle.rateHz / hop

@@ -71,17 +71,21 @@ class Mel(rateHz: Int = 16_000) {
         }
         var length = 2
         while (length <= SIZE) {
-            for (i in 0 until SIZE step length) for (k in 0 until length / 2) {
-                val c = COS[k * (SIZE / length)]
-                val s = SIN[k * (SIZE / length)]
-                val a = i + k
-                val b = a + length / 2
-                val r = re[b] * c - im[b] * s
-                val m = re[b] * s + im[b] * c
-                re[b] = re[a] - r
-                im[b] = im[a] - m
-                re[a] += r
-                im[a] += m
+            var i = 0 // a `step` would make an object for every stage
+            while (i < SIZE) {
+                for (k in 0 until length / 2) {
+                    val c = COS[k * (SIZE / length)]
+                    val s = SIN[k * (SIZE / length)]
+                    val a = i + k
+                    val b = a + length / 2
+                    val r = re[b] * c - im[b] * s
+                    val m = re[b] * s + im[b] * c
+                    re[b] = re[a] - r
+                    im[b] = im[a] - m
+                    re[a] += r
+                    im[a] += m
+                }
+                i += length
             }
             length *= 2
         }
