@@ -1,4 +1,4 @@
-"""Short names for the arrays that cross module borders. Shapes stand in the docstrings of those who use them."""
+"""Short names for the types of arrays. The functions that use them give the shapes in their docstrings."""
 
 from __future__ import annotations
 

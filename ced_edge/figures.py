@@ -1,4 +1,4 @@
-"""Figures by matplotlib, which the device install lacks: they are typed Any."""
+"""Figures by matplotlib. The type is Any, because an install on a device has no matplotlib."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ced_edge.errors import InputError
 
 
 def require_matplotlib(option: str) -> None:
-    """Raise InputError that names `option`, the flag that asked for a figure, where matplotlib is missing."""
+    """Raise InputError when matplotlib is missing. `option` is the flag that needs it."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as e:
@@ -17,7 +17,7 @@ def require_matplotlib(option: str) -> None:
 
 
 def new_figure(width_in: float, height_in: float) -> Any:
-    """An empty figure of that size in inches."""
+    """An empty figure. Width and height are in inches."""
     # Not pyplot: it keeps every figure alive and looks for a display.
     from matplotlib.figure import Figure
 
@@ -25,9 +25,10 @@ def new_figure(width_in: float, height_in: float) -> Any:
 
 
 def svg(figure: Any, salt: str) -> str:
-    """A figure as an <svg> element; two of one page take different salts, which keep their ids apart."""
+    """A figure as an <svg> element. Two figures on one page need different salts, so that their ids differ."""
     import matplotlib
 
+    # Without a date and the name of the program, the same figure gives the same text.
     with matplotlib.rc_context({"svg.hashsalt": salt}), io.StringIO() as f:
         figure.savefig(f, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         return f.getvalue()[f.getvalue().index("<svg") :]

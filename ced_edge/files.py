@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written, hashing them, and keeping two runs apart."""
+"""Write files atomically, read them with a largest size, hash them, and lock the folder of a run."""
 
 from __future__ import annotations
 
@@ -185,9 +185,9 @@ def path_inside(folder: Path, name: str) -> Path:
 
 @contextlib.contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; the lock dies with the process, however it ends.
+    """Lock `folder` for this process. The system removes the lock when the process ends, even if it is killed.
 
-    Raises InputError when another run holds it.
+    Raises InputError when another run has the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

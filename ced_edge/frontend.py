@@ -1,4 +1,4 @@
-"""The log-mel front end in numpy, for devices: pure functions, one clip at a time."""
+"""The log-mel front end in numpy, for devices without PyTorch. One clip at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ced_edge.errors import InputError
 from ced_edge.spec import FrontendSpec
 
 _BLOCK = 128
-"""Frames computed at a time: their arrays stay in the cache."""
+"""Frames per step: small enough that the arrays of a step stay in the processor's cache."""
 
 
 def hz_to_mel(hz: Float64 | float) -> Float64:
@@ -41,8 +41,8 @@ def mel_filters(spec: FrontendSpec) -> Float32:
 def _edges_hz(spec: FrontendSpec) -> Float32:
     """Corners of the triangles in hertz: (n_mels + 2,).
 
-    In torchaudio's float32 steps, counted from both ends: the published weights were trained on its filters, and
-    exact corners would move a quiet bin by 5e-4 dB.
+    The published weights were trained with torchaudio's filters. So this repeats its float32 rounding, which counts
+    steps from both ends. Exact corners would change a quiet bin by 5e-4 dB.
     """
     n = spec.n_mels + 2
     first, last = (np.float32(hz_to_mel(f)) for f in (spec.f_min_hz, spec.f_max_hz))
@@ -63,19 +63,19 @@ def hann_window(length: int) -> Float32:
 
 @functools.lru_cache(maxsize=8)
 def _bands(spec: FrontendSpec) -> tuple[NDArray[np.intp], Float32, NDArray[np.intp]]:
-    """The filters without their zeros, one after the other: bins (n,), weights (n,), each filter's first (n_mels,)."""
+    """The filters without zeros, joined: bins (n,), weights (n,), and where each filter starts (n_mels,)."""
     filters = mel_filters(spec)
-    # Never empty, as reduceat needs it: a filter that lies between two bins keeps a zero.
+    # `reduceat` needs at least one value per filter: a filter between two bins keeps one zero.
     bins = [np.flatnonzero(f) if f.any() else np.zeros(1, np.intp) for f in filters]
     starts = np.cumsum([0, *map(len, bins[:-1])])
     return np.concatenate(bins), np.concatenate([f[b] for f, b in zip(filters, bins, strict=True)]), starts
 
 
 def frames_db(samples: Float32, spec: FrontendSpec) -> Float32:
-    """Samples (n,) -> (frames, n_mels) in dB of every whole frame in them, neither centred nor floored.
+    """Samples (n,) -> (frames, n_mels) in dB, for every whole frame. Without padding and without the floor.
 
-    A frame's values depend on its own n_fft samples alone, to the last bit: every sum has its own order. (A matrix
-    product has not; its order changes with the number of frames.)
+    The values of a frame depend only on its own n_fft samples, to the last bit, so a stream and a file agree. A matrix
+    product would break this: its order of summation changes with the number of frames.
     """
     frames = np.lib.stride_tricks.sliding_window_view(samples, spec.n_fft)[:: spec.hop]  # (T, n_fft)
     bins, weights, starts = _bands(spec)
@@ -90,7 +90,7 @@ def frames_db(samples: Float32, spec: FrontendSpec) -> Float32:
 
 
 def _floored(db: Float32, spec: FrontendSpec) -> Float32:
-    """(frames, n_mels) -> (n_mels, frames), nothing more than `top_db` below the loudest."""
+    """(frames, n_mels) -> (n_mels, frames). Values more than `top_db` below the maximum are raised to that floor."""
     return np.ascontiguousarray(np.maximum(db, db.max() - np.float32(spec.top_db)).T)
 
 
@@ -106,10 +106,10 @@ def log_mel(wave: Float32, spec: FrontendSpec) -> Float32:
 
 
 class StreamMel:
-    """`log_mel` of one window of a stream after the other; frames that windows share are computed once.
+    """`log_mel` for the windows of a stream, in order. Frames that two windows share are computed once.
 
-    Bit for bit what `log_mel` gives: only frames that lie inside a window are shared. Those that reflection fills, at
-    its edges, and the floor are the window's own.
+    The result is bit for bit that of `log_mel`. Only frames inside a window are shared: the frames at its edges contain
+    reflected samples, and the floor depends on the whole window, so both are computed for each window.
     """
 
     def __init__(self, spec: FrontendSpec) -> None:
@@ -119,11 +119,11 @@ class StreamMel:
     def log_mel(self, wave: Float32, start: int) -> Float32:
         """The window (samples,) that begins at sample `start` of the stream -> (n_mels, frames) in dB."""
         s, half = self.spec, self.spec.n_fft // 2
-        a = -(-half // s.hop)  # the first frame that lies inside
-        b = (len(wave) - half) // s.hop + 1  # the first one after it that does not
+        a = -(-half // s.hop)  # the first frame without reflected samples
+        b = (len(wave) - half) // s.hop + 1  # one past the last such frame
         if start % s.hop or b <= a:
-            return log_mel(wave, s)
-        first = start // s.hop + a  # in frames of the stream
+            return log_mel(wave, s)  # the frames do not line up with those of other windows, or none is inside
+        first = start // s.hop + a  # the same frame, counted from the beginning of the stream
         known = self._frames[first - self._first :][: b - a] if first >= self._first else self._frames[:0]
         if len(known) < b - a:
             fresh = frames_db(wave[(a + len(known)) * s.hop - half : (b - 1) * s.hop + half], s)

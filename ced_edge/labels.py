@@ -27,13 +27,13 @@ class Label:
 
 
 def table() -> str:
-    """The text of the table, as AudioSet publishes it."""
+    """The text of the table, exactly as AudioSet publishes it."""
     return (importlib.resources.files("ced_edge") / TABLE_NAME).read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=1)
 def labels() -> tuple[Label, ...]:
-    """All classes in the order of the model's outputs: (527,)."""
+    """All 527 classes, in the order of the model's outputs."""
     rows = csv.DictReader(table().splitlines())
     return tuple(Label(int(r["index"]), r["mid"], r["display_name"]) for r in rows)
 
@@ -69,13 +69,13 @@ def index_of(text: str) -> int:
 
 
 def parse(field: str) -> tuple[int, ...]:
-    """Labels joined by `;` or `,` -> sorted indices. Names may hold commas themselves. Raises InputError."""
+    """Labels joined by `;` or `,` -> sorted indices. Names may contain commas. Raises InputError."""
     found: set[int] = set()
     for part in field.split(";"):
         words = part.split(",")
         i = 0
         while i < len(words):
-            # The longest run of words that is one name: "Male speech, man speaking" is one label, not two.
+            # Try the longest run of words first: "Male speech, man speaking" is one label, not two.
             runs = ((j, find(",".join(words[i:j]))) for j in range(min(len(words), i + _most_parts()), i + 1, -1))
             j, index = next(((j, k) for j, k in runs if k is not None), (i + 1, None))
             if index is not None or words[i].strip():
@@ -86,5 +86,5 @@ def parse(field: str) -> tuple[int, ...]:
 
 @functools.lru_cache(maxsize=1)
 def labels_hash() -> str:
-    """SHA-256 over the mids and names in order: two files with it agree on what output `i` means."""
+    """SHA-256 of the mids and names in order. Files with the same hash mean the same class by output `i`."""
     return sha256_json([[label.mid, label.name] for label in labels()])

@@ -1,4 +1,4 @@
-"""Facts about the machine this runs on."""
+"""Facts about the machine that runs the program."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cpu_name() -> str:
-    """The processor's own name, as far as the system tells it."""
+    """The name of the processor, as exact as the system reports it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

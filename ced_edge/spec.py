@@ -1,4 +1,4 @@
-"""Every size of the front end and of the model, derived from a few numbers, with its unit."""
+"""The sizes of the front end and of the model, with their units. A few numbers set all others."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ced_edge.errors import InputError
 N_CLASSES = 527
 """AudioSet classes (the published 527-class label list)."""
 
+# A spec may come from a file that somebody else wrote, and its numbers become sizes of arrays. The limits are far
+# above every real model.
 _FRONTEND_LIMITS = {"rate_hz": (1_000, 1_000_000), "n_fft": (2, 1 << 16), "hop": (1, 1 << 16), "n_mels": (1, 1 << 10)}
 _MODEL_LIMITS = {
     "width": (1, 1 << 13),
@@ -22,20 +24,22 @@ _MODEL_LIMITS = {
     "max_frames": (1, 1 << 16),
     "n_classes": (1, 1 << 20),
 }
-# A spec may come from a file, and arrays are made from its numbers. These limits are far above any real model.
 
 
 @dataclass(frozen=True)
 class FrontendSpec:
     """Log-mel front end of CED (arXiv 2308.11957, section 3.1).
 
-    A power spectrogram with a periodic Hann window, centred by reflection, then HTK mel bins
-    without normalisation, then decibels with a floor `top_db` below the clip's own maximum.
+    1. A power spectrogram with a periodic Hann window. Reflection pads the clip, so frames are centred.
+    2. HTK mel bins without normalisation.
+    3. Decibels, with a floor `top_db` below the maximum of the clip.
+
+    Raises InputError, with every problem, on values that cannot be.
     """
 
     rate_hz: int = 16_000
     n_fft: int = 512
-    """Samples per FFT; the window is as long."""
+    """Samples per FFT, and length of the window."""
     hop: int = 160
     """Samples between frames: 10 ms."""
     n_mels: int = 64
@@ -64,7 +68,7 @@ class FrontendSpec:
 
     @property
     def min_samples(self) -> int:
-        """Fewest samples that reflection can pad: one more than half a window."""
+        """Fewest samples of a clip. Reflection pads half a window, and needs one sample more than that."""
         return self.n_fft // 2 + 1
 
     def frames(self, samples: int) -> int:
@@ -74,7 +78,10 @@ class FrontendSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A CED transformer: width and heads set the size, the rest is shared."""
+    """A CED transformer. The published sizes differ in width and heads only.
+
+    Raises InputError, with every problem, on values that cannot be.
+    """
 
     width: int
     """Channels per token."""
@@ -112,12 +119,12 @@ class ModelSpec:
 
     @property
     def max_samples(self) -> int:
-        """Samples of the longest chunk: the published 10 s, or less where the time embedding is shorter."""
+        """Samples of the longest chunk: 10 s as published, or less if the time embedding is shorter."""
         return min(10 * self.frontend.rate_hz, (self.max_frames - 1) * self.frontend.hop)
 
     @property
     def min_samples(self) -> int:
-        """Fewest samples that fill one patch in time."""
+        """Fewest samples with one whole patch in time: `patch` frames."""
         return (self.patch - 1) * self.frontend.hop
 
     @property
@@ -166,7 +173,7 @@ SIZES: dict[str, ModelSpec] = {
 
 
 def size(name: str) -> ModelSpec:
-    """The spec of a published size. Raises InputError naming the sizes there are."""
+    """The spec of a published size. Raises InputError, with the list of sizes, on another name."""
     if name not in SIZES:
         raise InputError(f"unknown size {name!r}: choose one of {', '.join(SIZES)}")
     return SIZES[name]

@@ -137,12 +137,12 @@ def test_published_sizes_need_no_help(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_guessed_heads_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture, width: int, heads: int) -> None:
     torch.save(CED(ModelSpec(width=width, heads=1, depth=1)).state_dict(), tmp_path / "odd.pt")
     assert load_model(tmp_path / "odd.pt").spec.heads == heads
-    assert f"taking it to have {heads} heads" in caplog.text
+    assert f"assuming {heads} heads" in caplog.text
 
 
 def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:
     torch.save(CED(ModelSpec(width=40, heads=5, depth=1)).state_dict(), tmp_path / "odd.pt")
-    with pytest.raises(InputError, match="how many heads a model 40 wide has is unknown"):
+    with pytest.raises(InputError, match="the number of heads for width 40 is unknown"):
         load_model(tmp_path / "odd.pt")
     assert load_model(tmp_path / "odd.pt", heads=5).spec.heads == 5
     (tmp_path / "config.json").write_text('{"num_heads": 10}')
@@ -151,7 +151,7 @@ def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:
 
 def test_other_heads_than_the_file_says_are_refused(model: CED, tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", model, {})
-    with pytest.raises(InputError, match="is a 48x2 of 3 heads; asked for was a 48x2 of 6 heads"):
+    with pytest.raises(InputError, match="is a 48x2 with 3 heads; requested is a 48x2 with 6 heads"):
         load_model(tmp_path / "m.safetensors", ModelSpec(width=48, heads=6, depth=2))
 
 
@@ -160,7 +160,7 @@ def test_a_long_time_embedding_is_cut_aloud(state: State, tmp_path: Path, caplog
     with caplog.at_level(logging.WARNING):
         loaded = load_model(plain_safetensors(state, tmp_path), short)
     torch.testing.assert_close(loaded.time_pos_embed.data, state["time_pos_embed"][..., :20])
-    assert "the time embedding has 63 columns, cut to the first 20 of this model" in caplog.text
+    assert "the time embedding has 63 columns, cut to the 20 of this model" in caplog.text
 
 
 def test_a_short_time_embedding_is_stretched_aloud(
@@ -173,7 +173,7 @@ def test_a_short_time_embedding_is_stretched_aloud(
     assert stretched.shape == (63,)
     assert (stretched.diff() >= 0).all()
     assert (stretched[0], stretched[-1]) == (0.0, 19.0)
-    assert "the time embedding has 20 columns, stretched to 63 of this model" in caplog.text
+    assert "the time embedding has 20 columns, stretched to the 63 of this model" in caplog.text
     # Asked for nothing in particular, the file decides.
     assert load_model(path, heads=3).spec.grid_time == 20
 

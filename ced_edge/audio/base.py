@@ -1,4 +1,4 @@
-"""What every reader of audio shares: suffixes, possible rates, and the error for a file that cannot be used."""
+"""What all readers of audio share: file suffixes, the range of sample rates, and the error for a bad file."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ _FFMPEG = (
 
 
 MEDIA_SUFFIXES = frozenset(_FFMPEG.split())
-"""Suffixes of what libsndfile does not read, and FFmpeg does, in lower case."""
+"""Suffixes of formats that only FFmpeg reads, in lower case."""
 
 
 AUDIO_SUFFIXES = MEDIA_SUFFIXES | frozenset(_SNDFILE.split())
-"""Suffixes that a folder is searched for, in lower case."""
+"""Suffixes of all files that count as audio in a folder, in lower case."""
 
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 1_000_000
-"""Rates outside this range are broken headers; resampling from them would fill the memory."""
+"""A rate outside this range means a broken header. Resampling from it would fill the memory."""
 
 
 class AudioError(InputError):
-    """A file that holds no usable audio. `reason` is one short phrase without the file's name."""
+    """A file without usable audio. `reason` is a short phrase without the name of the file."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"cannot use {name}: {reason}")
         self.name, self.reason = name, reason
 
+    # Worker processes send the error back by pickle, which would call the class with the whole message only.
     def __reduce__(self) -> tuple[type[AudioError], tuple[str, str]]:
         return type(self), (self.name, self.reason)

@@ -1,4 +1,4 @@
-"""Which clips there are: a folder of audio, a CSV or TSV manifest, or a published list of AudioSet segments."""
+"""Lists of clips: a folder of audio, a CSV or TSV manifest, or a published list of AudioSet segments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MAX_MANIFEST_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A clip to read. `id` is its name in the manifest; `labels` are class indices, None where unknown."""
+    """A file or a part of it. `id` is its name in the manifest. `labels` are class indices, or None if unknown."""
 
     id: str
     path: Path
@@ -35,15 +35,15 @@ class Clip:
     group: str | None = None
     start_s: float = 0.0
     stop_s: float | None = None
-    """End within the file in seconds; None is the file's end."""
+    """End of the part in seconds. None is the end of the file."""
 
 
 def read_manifest(path: Path, split: str | None = None, audio_root: Path | None = None) -> list[Clip]:
     """Clips of a folder, of a CSV/TSV with a `filename` column, or of an AudioSet segments CSV.
 
     Optional columns: `labels` (indices, mids or names joined by `;` or `,`), `group`, `split`; others are
-    ignored. With `split` only those rows are read. File names are relative to `audio_root`, or else to the
-    manifest's folder. Whether the files exist is not checked. Raises InputError naming line and mend.
+    ignored. With `split` only the rows of that split are read. File names are relative to `audio_root`, by default
+    the folder of the manifest. The files need not exist. Raises InputError, which names the line and the fix.
     """
     if os.path.isdir(path):
         if split is not None:
@@ -70,13 +70,14 @@ def _refuse(error: OSError) -> None:
 
 
 def audio_files(folder: Path, failed: Callable[[OSError], None] = _refuse) -> list[Path]:
-    """All below `folder` with the suffix of audio, sorted, but for folders. Whether it can be read is not checked.
+    """All audio files under `folder`, sorted. The suffix decides; no file is opened.
 
-    Links to folders are followed. A folder that is reached twice, in a loop say, counts once: by its own name rather
-    than a link's. `failed` is called for each that cannot be read; by default it raises InputError naming it.
+    Links to folders are followed. A folder with several paths (through a link, or a loop of links) counts once, by
+    its own path. `failed` is called for each folder that cannot be read; by default it raises InputError.
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
+    # Links wait until all real folders are done, so that a folder is listed by its own path.
     folders, links = [folder], collections.deque[Path]()
     while folders or links:
         here = folders.pop() if folders else links.popleft()
@@ -94,7 +95,7 @@ def audio_files(folder: Path, failed: Callable[[OSError], None] = _refuse) -> li
             is_audio = Path(entry.name).suffix.lower() in AUDIO_SUFFIXES
             try:
                 is_folder = entry.is_dir()
-            except OSError as e:  # the system will not tell; of a sound, reading it gives the reason
+            except OSError as e:  # unknown; if it is an audio file, its reader will report the reason
                 is_folder = False
                 if not is_audio:
                     failed(e)
@@ -106,7 +107,7 @@ def audio_files(folder: Path, failed: Callable[[OSError], None] = _refuse) -> li
 
 
 def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
-    """The clips of several manifests or folders; a name that two of them share is told apart by its manifest."""
+    """The clips of several manifests or folders. If names repeat, each gets its manifest's name in front."""
     parts = [read_manifest(path, split, root) for path in data]
     names = [clip.id for part in parts for clip in part]
     if len(set(names)) == len(names):
@@ -118,7 +119,7 @@ def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> li
 
 
 def data_hash(clips: Sequence[Clip]) -> str:
-    """SHA-256 over the clips' names, labels, groups and files' bytes; their order does not matter."""
+    """SHA-256 of the names, labels, groups and file contents of the clips. Their order does not matter."""
     files: dict[Path, str] = {}
     for clip in clips:
         if clip.path not in files:
@@ -128,7 +129,7 @@ def data_hash(clips: Sequence[Clip]) -> str:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """(number, text) of the lines that are not blank."""
+    """(line number, text) of all lines that are not blank."""
     try:
         text = read_bounded(path, _MAX_MANIFEST_BYTES).decode("utf-8-sig")
     except FileNotFoundError as e:
@@ -176,7 +177,7 @@ def _table(path: Path, lines: Sequence[tuple[int, str]], split: str | None, root
         raise InputError(f"{path} has two columns of one name: its columns are {', '.join(header)}")
     if split is not None and "split" not in header:
         raise InputError(f"{path} has no `split` column to take {split!r} from: its columns are {', '.join(header)}")
-    # The published CED lists name files of an archive; the audio may lie in any folder and format.
+    # The lists that CED published name files in an archive. The user may keep them in other folders and formats.
     by_stem = _by_stem(root) if "hdf5path" in header else {}
     clips: list[Clip] = []
     seen: dict[str, int] = {}
@@ -208,7 +209,7 @@ def _check_name(path: Path, number: int, name: str, seen: dict[str, int]) -> Non
 
 
 def _by_stem(root: Path) -> dict[str, Path]:
-    """File name without folder and suffix -> audio file; of several the first in sorted order."""
+    """File name without folder and suffix -> audio file. Of several files, the first in sorted order."""
     return {p.stem: p for p in reversed(audio_files(root))}
 
 
@@ -236,7 +237,7 @@ def _segments(path: Path, lines: Sequence[tuple[int, str]], root: Path) -> list[
 
 
 def _first(stems: Sequence[str], start: str) -> str | None:
-    """The first of the sorted stems that is `start`, or goes on after it with `_` (an end time, say)."""
+    """The first of the sorted stems that equals `start`, or continues with `_` (such as an end time)."""
     for stem in stems[bisect.bisect_left(stems, start) :]:
         if not stem.startswith(start):
             return None
@@ -246,22 +247,22 @@ def _first(stems: Sequence[str], start: str) -> str | None:
 
 
 def _is_uncut(file: Path, start_s: float, stop_s: float) -> bool:
-    """Whether the file is the whole recording rather than the segment cut out of it (up to a second longer)."""
+    """Whether the file is the whole recording, not the segment alone: longer than the segment by over 1 s."""
     try:
         return os.path.exists(file) and duration_s(file) > stop_s - start_s + 1.0
     except AudioError:
-        return False  # reading it will give the reason
+        return False  # the error is reported later, when the clip is read
 
 
 def load_clip(clip: Clip, rate_hz: int, longest_s: float | None = None) -> Float32:
-    """The samples of a clip: (samples,) mono float32 at `rate_hz`, at most the first `longest_s` seconds of it.
+    """The samples of a clip: (samples,) mono float32 at `rate_hz`, at most the first `longest_s` seconds.
 
-    Only the part that is returned is decoded. Raises AudioError when there is no sample, or one is not finite.
+    Only that part is decoded. Raises AudioError without samples, and on NaN or infinite samples.
     """
     stop_s, most = clip.stop_s, None
     if longest_s is not None:
         most = round(longest_s * rate_hz)
-        # A little more, because the resampler needs samples on both sides of an instant.
+        # A little more, because the resampler needs samples on both sides of each output sample.
         cut_s = clip.start_s + longest_s + 0.1
         stop_s = cut_s if stop_s is None else min(cut_s, stop_s)
     wave = load(clip.path, rate_hz, clip.start_s, stop_s)

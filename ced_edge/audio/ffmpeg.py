@@ -1,6 +1,7 @@
-"""The sound of phones' recordings and of videos, which libsndfile does not read: through FFmpeg, where PyAV is there.
+"""Read recordings of phones, and the sound of videos, with FFmpeg. Needs PyAV.
 
-FFmpeg leaves out what an encoder put before the first sample, where the file tells of it (mp4, webm; not .aac, .amr).
+An encoder puts some silence before the first sample. FFmpeg removes it if the file gives its length (mp4 and webm do,
+.aac and .amr do not).
 """
 
 from __future__ import annotations
@@ -24,44 +25,44 @@ if TYPE_CHECKING:
 
 
 _DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,mpc,mpc8,mpeg,mpegts,ogg,tta,w64,wav,wv"
-"""FFmpeg knows playlists too, which make it open other files and addresses, and takes text for subtitles."""
+"""The only formats that FFmpeg may open. Others are unsafe: a playlist makes FFmpeg open other files and URLs."""
 _SOUGHT = ("mov", "matroska", "asf")
-"""Whose times can be relied on; of the others, a part is reached by decoding all that is before it."""
+"""Formats with reliable timestamps. Other formats are decoded from the start to reach a part."""
 _PREROLL_S = 1.0
-"""Decoded before a part and thrown away: a codec needs some frames until it gives what it would have given."""
+"""Decoded before a part, and dropped: after a seek, a codec needs some frames until its output is right again."""
 _SLACK_S = 0.5
-"""A file that ends earlier than its header says by more than this has lost something."""
+"""A file that ends earlier than its header says, by more than this, is damaged."""
 _BLOCK_FRAMES = 1 << 16
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Media]:
-    """The best sound of a file that exists. Every failure, also while reading, becomes an AudioError."""
+    """The main audio track of a file that exists. Every failure, also during reading, becomes an AudioError."""
     try:
         import av
     except ImportError as e:
         reason = "its format needs PyAV: pip install 'ced-edge[av]'"
         raise AudioError(str(path), reason if path.suffix.lower() in MEDIA_SUFFIXES else "not audio") from e
-    with path.open("rb") as file:  # which FFmpeg would take for an address, if there is a colon in its name
+    with path.open("rb") as file:  # FFmpeg gets no name: with a colon in it, it would be a URL
         try:
             container = av.open(file, "r", metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
         except av.FFmpegError as e:
             file.seek(4)
-            is_mp4 = file.read(4) == b"ftyp"  # whose table of contents is at the end, which a cut one has not
+            is_mp4 = file.read(4) == b"ftyp"  # its index is at the end, and missing in a file that was cut short
             raise AudioError(str(path), "truncated or damaged" if is_mp4 else "not audio") from e
         with container:
             media = Media(str(path), container)
             try:
                 yield media
-            except (av.FFmpegError, IndexError) as e:  # IndexError: a stream that PyAV had not seen in the header
+            except (av.FFmpegError, IndexError) as e:  # IndexError: a track that appears after the header
                 raise AudioError(str(path), "truncated or damaged" if media.decoded else "not audio") from e
 
 
 class Media:
-    """A sound in an open file: as many of its samples as are asked for, once."""
+    """An audio track in an open file. It can be read once."""
 
     def __init__(self, name: str, container: InputContainer) -> None:
-        """Raises AudioError where there is none that can be decoded."""
+        """Raises AudioError when no audio track can be decoded."""
         stream: Any = container.streams.best("audio")
         if stream is None:
             raise AudioError(name, "no sound in it")
@@ -71,22 +72,22 @@ class Media:
         if not MIN_RATE_HZ <= self.rate_hz <= MAX_RATE_HZ or not stream.codec_context.channels:
             raise AudioError(name, "bad sample rate or channel count")
         self.decoded = False
-        """Whether anything was."""
+        """Whether any samples were decoded so far."""
         self._name, self._container = name, container
         self._stream: AudioStream = stream
         self._format = container.format.name.split(",")[0]
 
     def seconds(self) -> float:
-        """Length in seconds: as the header tells it, or else all packets' together. Raises AudioError."""
-        if (told := self._header_s()) is not None:
-            return told
+        """Length in seconds: from the header, else the sum over all packets. Raises AudioError."""
+        if (header_s := self._header_s()) is not None:
+            return header_s
         ticks = sum(packet.duration or 0 for packet in self._container.demux(self._stream))
         if not ticks or self._stream.time_base is None:
             raise AudioError(self._name, "no samples")
         return float(ticks * self._stream.time_base)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
-        """Samples [start, stop), to the end by default, as (frames, channels) each. Raises AudioError."""
+        """Samples [start, stop) in blocks of (frames, channels). `stop` None is the end. Raises AudioError."""
         held: list[Float32] = []
         none = True
         for at, wave in self._waves(start):
@@ -105,7 +106,7 @@ class Media:
             yield np.concatenate(held)
 
     def _header_s(self) -> float | None:
-        """The sound's length in seconds, if the header is one that can be relied on."""
+        """The length of the track in seconds, if the header is reliable."""
         s = self._stream
         if self._format == "mov":
             return float(s.duration * s.time_base) if s.duration and s.time_base is not None else None
@@ -114,10 +115,10 @@ class Media:
         return None
 
     def _waves(self, start: int) -> Iterator[tuple[int, Float32]]:
-        """(index of the first sample, (frames, channels)) of all frames from `start` or earlier on."""
-        told_s = self._header_s()
+        """(index of the first sample, (frames, channels)) of the frames, from `start` or a little before."""
+        header_s = self._header_s()
         at, frames = self._from(start)
-        last: Float32 | None = None
+        last: Float32 | None = None  # one frame behind: only the last frame of all may need a cut
         end_s = 0.0
         for frame in frames:
             if last is not None:
@@ -131,14 +132,14 @@ class Media:
             end_s = max(at / self.rate_hz, self._time_s(frame)) + len(wave) / self.rate_hz
         if last is None:
             return
-        if told_s is not None and end_s < told_s - _SLACK_S:
+        if header_s is not None and end_s < header_s - _SLACK_S:
             raise AudioError(self._name, "truncated or damaged")
-        # An encoder fills its last frame up; mp4 tells where the sound ended.
-        end = round(told_s * self.rate_hz) - at if told_s is not None and self._format == "mov" else len(last)
+        # An encoder pads the last frame. Only mp4 says where the sound ended.
+        end = round(header_s * self.rate_hz) - at if header_s is not None and self._format == "mov" else len(last)
         yield at, last[:end] if end > 0 else last
 
     def _from(self, start: int) -> tuple[int, Iterator[AudioFrame]]:
-        """Frames from a little before the sample `start` on, or all of them, and the index of their first sample."""
+        """The index of the first sample, and the frames: from a little before `start`, or from the beginning."""
         frames = self._frames()
         s, before_s = self._stream, start / self.rate_hz - _PREROLL_S
         if before_s <= 0 or self._format not in _SOUGHT or s.time_base is None:
@@ -148,18 +149,18 @@ class Media:
             return 0, itertools.chain([first] if first else [], frames)
         self._container.seek(first.pts + int(before_s / s.time_base), stream=s)
         frames = self._frames()
-        next(frames, None)  # Opus leaves out its beginning, wherever that is
+        next(frames, None)  # after a seek, Opus drops the beginning of its first frame
         frame = next(frames, None)
         if frame is None:
             return 0, iter(())
         at = (self._time_s(frame) - self._time_s(first)) * self.rate_hz
-        # Times may be rounded, to milliseconds say: the frames' sizes tell the sample.
+        # Timestamps may be rounded to milliseconds. All frames have one size, which gives the exact sample.
         whole = first.samples + round((at - first.samples) / frame.samples) * frame.samples
         near = abs(whole - at) < 2 * s.time_base * self.rate_hz
         return whole if near else round(at), itertools.chain([frame], frames)
 
     def _frames(self) -> Iterator[AudioFrame]:
-        """What comes from where the file stands on. A broken end is left out, as a recording may stop anywhere."""
+        """Frames from the current position on. A broken end is dropped, because a recording may stop at any point."""
         import av
 
         broken: av.FFmpegError | None = None
@@ -174,14 +175,14 @@ class Media:
             raise broken
 
     def _time_s(self, frame: AudioFrame) -> float:
-        """Seconds from the sound's beginning to the frame's, as the file tells them; 0 where it does not."""
+        """Start of the frame in seconds from the start of the track, or 0 without timestamps."""
         if frame.pts is None or frame.time_base is None:
             return 0.0
         return float(frame.pts * frame.time_base - (self._stream.start_time or 0) * (self._stream.time_base or 0))
 
 
 def _samples(frame: AudioFrame) -> Float32:
-    """(frames, channels) float32, of whatever type the decoder gives."""
+    """A decoded frame of any sample type -> (frames, channels) float32."""
     raw: NDArray[Any] = frame.to_ndarray()
     wave = raw.T if frame.format.is_planar else raw.reshape(-1, len(frame.layout.channels))
     if wave.dtype.kind == "u":

@@ -1,4 +1,4 @@
-"""Audio as it comes, in pieces of any length -> mono samples at one rate, by absolute index."""
+"""A stream of audio, in pieces of any length -> mono samples at one rate, by index from the beginning."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
 from ced_edge.errors import InputError
 
 MAX_CHANNELS = 64
-"""More are taken for an array laid out as (channels, samples)."""
+"""More channels than this mean that the array is (channels, samples)."""
 
 _BLOCK_FRAMES = 1 << 16
-"""Taken in at a time, so that a long piece needs no long intermediate arrays."""
+"""Frames per step, so that a long piece needs no long temporary arrays."""
 
 
 class Intake:
-    """The samples of one stream that may still be asked for. How they were cut into pieces changes nothing."""
+    """The samples of a stream that are still needed. The result does not depend on the lengths of the pieces."""
 
     def __init__(self, rate_hz: int) -> None:
         self.rate_hz = rate_hz
-        """Of what comes out."""
+        """Rate of the output."""
         self.samples = 0
-        """That have come out so far."""
+        """Samples of output so far."""
         self.source_hz: int | None = None
-        """Of what goes in; known from the first piece on."""
+        """Rate of the input, known after the first piece."""
         self.finished = False
         self._resampler: soxr.ResampleStream | None = None
-        self._frames = 0  # that went in
+        self._frames = 0  # frames of input so far
         self._buffer: Float32 = np.empty(0, np.float32)
-        self._first = self._kept = 0  # index of the buffer's first sample, and of the first that is still wanted
+        self._first = self._kept = 0  # index of the first sample in the buffer, and of the first one still needed
 
     def accept(self, samples: ArrayLike, rate_hz: int | None = None) -> None:
-        """Take (n,) or (n, channels) floats in [-1, 1] at `rate_hz` (None: as before; at first, what comes out).
+        """Add (n,) or (n, channels) floats in [-1, 1] at `rate_hz` (None: the rate so far, at first the output's).
 
-        Channels are averaged, values beyond 1 are left as they are. Raises InputError, and has taken nothing, on
-        another rate than before, a finished stream, NaN or infinity, integers, and another shape.
+        Channels are averaged. Values beyond 1 are kept. Raises InputError on a change of rate, a finished stream,
+        NaN, infinity, integers or another shape; then no sample of the piece is added.
         """
         if self.finished:
             raise InputError("the stream is finished and takes no more samples: reset() begins a new one")
@@ -50,6 +50,7 @@ class Intake:
         if not MIN_RATE_HZ <= source_hz <= MAX_RATE_HZ:
             raise InputError(f"a rate of {source_hz} Hz is not between {MIN_RATE_HZ} and {MAX_RATE_HZ} Hz")
         blocks = range(0, len(pieces), _BLOCK_FRAMES)
+        # Check the whole piece before any of it is added.
         for i in blocks:
             self._check_finite(_float32(pieces[i : i + _BLOCK_FRAMES]), i, source_hz)
         if self.source_hz is None:
@@ -62,21 +63,21 @@ class Intake:
         self._frames += len(pieces)
 
     def finish(self) -> None:
-        """No more samples will come: let the resampler give what it holds back."""
+        """End the stream: the resampler outputs the samples that it still holds."""
         if self._resampler is not None and not self.finished:
             self._append(self._resampler.resample_chunk(np.empty(0, np.float32), last=True))
         self.finished = True
 
     def view(self, start: int, stop: int) -> Float32:
-        """Samples [start, stop), which must neither be dropped nor still to come."""
+        """Samples [start, stop). They must have arrived, and not be dropped."""
         assert self._kept <= start <= stop <= self.samples
         return self._buffer[start - self._first : stop - self._first]
 
     def drop(self, before: int) -> None:
-        """Samples before this index will not be asked for again."""
+        """Drop the samples before this index."""
         self._kept = max(self._kept, min(before, self.samples))
         if len(self._buffer) > 4 * max(self.samples - self._kept, _BLOCK_FRAMES):
-            self._move(0)  # after a long piece, its memory
+            self._move(0)  # a long piece made the buffer large: free that memory
 
     def _append(self, mono: Float32) -> None:
         if self.samples - self._first + len(mono) > len(self._buffer):
@@ -86,7 +87,7 @@ class Intake:
         self.samples += len(mono)
 
     def _move(self, more: int) -> None:
-        """Put what is wanted at the beginning of a new buffer, with room for as much again: so it is rarely moved."""
+        """Copy the needed samples to a new buffer, of twice the size, so that copies are rare."""
         wanted = self._buffer[self._kept - self._first : self.samples - self._first]
         self._buffer = np.empty(2 * (len(wanted) + more), np.float32)
         self._buffer[: len(wanted)] = wanted
@@ -113,12 +114,12 @@ def _frames(samples: ArrayLike) -> NDArray[Any]:
 
 
 def _float32(block: NDArray[Any]) -> Float32:
-    with np.errstate(over="ignore"):  # becomes infinite, which is told of
+    with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
         return block.astype(np.float32, copy=False)
 
 
 def _mono(block: Float32) -> Float32:
-    """(n, channels) -> (n,): the mean, summed in one order whatever n is."""
+    """(n, channels) -> (n,): the mean. The order of the sum does not depend on n, so pieces give the same bits."""
     total = block[:, 0].copy()
     for channel in block.T[1:]:
         total += channel

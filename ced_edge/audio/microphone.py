@@ -1,4 +1,4 @@
-"""The microphone, by way of PortAudio. One object owns it from opening to closing."""
+"""The microphone, through PortAudio (package sounddevice)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ced_edge.errors import CedEdgeError, InputError
 
 
 class Microphone(PieceQueue):
-    """The default microphone or the one named, at its own rate and one channel."""
+    """The default microphone, or the one with the given name or number. One channel, at the rate of the device."""
 
     def __init__(self, device: str | None = None) -> None:
-        """Open it and begin. Raises InputError without the sounddevice package, PortAudio, or such a microphone."""
+        """Open and start it. Raises InputError without sounddevice, PortAudio, or such a microphone."""
         try:
             import sounddevice
         except ImportError as e:
@@ -24,7 +24,7 @@ class Microphone(PieceQueue):
         super().__init__()
         self._closing = False
         self.overflows = 0
-        """Times that samples were lost before anybody read them."""
+        """How often samples were lost because they were not read in time."""
         try:
             name = int(device) if device and device.isdecimal() else device
             rate_hz = int(sounddevice.query_devices(name, "input")["default_samplerate"])
@@ -41,26 +41,26 @@ class Microphone(PieceQueue):
             try:
                 self._stream.start()
             except BaseException:
-                self.close()  # the device would stay taken as long as this process lives
+                self.close()  # else no program could open the device while this process runs
                 raise
         except (sounddevice.PortAudioError, ValueError) as e:
-            asked = f" {device!r}" if device else ""
+            name_text = f" {device!r}" if device else ""
             raise InputError(
-                f"no microphone{asked} ({' '.join(str(e).split())}): `python -m sounddevice` lists them"
+                f"no microphone{name_text} ({' '.join(str(e).split())}): `python -m sounddevice` lists them"
             ) from e
 
     def _arrived(self, samples: Any, frames: int, time: Any, status: Any) -> None:
         self.overflows += bool(status.input_overflow)
         if self.full:
-            self.overflows += 1
+            self.overflows += 1  # a callback of PortAudio must never wait
         else:
-            self.put((np.array(samples, np.float32), self._rate_hz))  # PortAudio uses its buffer again
+            self.put((np.array(samples, np.float32), self._rate_hz))  # a copy: PortAudio reuses its buffer
 
     def _finished(self) -> None:
         gone = CedEdgeError("the microphone has gone: plug it in and start again")
         self.end(None if self._closing else gone)
 
     def close(self) -> None:
-        """Stop, and give the device back."""
+        """Stop, and close the device."""
         self._closing = True
         self._stream.close()

@@ -1,7 +1,7 @@
-"""Any audio file -> float32 samples in [-1, 1] at the asked rate.
+"""Any audio file -> float32 samples in [-1, 1] at the requested rate.
 
-libsndfile reads it, and what it does not know, of files with a name, `media` does. A wav or ogg that was cut short is
-used as far as it goes: such files often carry a wrong length on purpose.
+libsndfile reads most formats. FFmpeg (ffmpeg.py) reads the others, if they are files with a name. A wav or ogg file
+that was cut short is used up to its end: programs that record often write a wrong length on purpose.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ def _name(source: Path | BinaryIO) -> str:
 
 
 class _Sound:
-    """A sound that libsndfile reads: as many of its samples as are asked for."""
+    """A sound in a file that libsndfile reads."""
 
     def __init__(self, name: str, f: soundfile.SoundFile) -> None:
         self._name, self._f = name, f
         self.rate_hz = int(f.samplerate)
 
     def seconds(self) -> float:
-        """Length in seconds as the header tells it."""
+        """Length in seconds, from the header."""
         return float(self._f.frames / self._f.samplerate)
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
-        """Samples [start, stop) as (frames, channels) each. Raises AudioError when it ends before its header says."""
+        """Samples [start, stop) in blocks of (frames, channels). Raises AudioError if the file ends before that."""
         stop = self._f.frames if stop is None else min(stop, self._f.frames)
         if start >= stop:
             raise AudioError(self._name, "no samples")
         if start > 0:
             self._f.seek(start)
-        while start < stop:  # in blocks, so that a header that lies about its length costs no memory
+        while start < stop:  # in blocks: a wrong length in the header must not allocate memory
             block = self._f.read(min(stop - start, _BLOCK_FRAMES), dtype="float32", always_2d=True)
             if len(block) == 0:
                 raise AudioError(self._name, "truncated or damaged")
@@ -60,7 +60,7 @@ class _Sound:
 
 
 def _sound_file(source: Path | BinaryIO) -> soundfile.SoundFile | None:
-    """An open sound file; None where it is none that libsndfile knows. Raises AudioError."""
+    """An open sound file, or None if libsndfile does not know the format. Raises AudioError."""
     name = _name(source)
     try:
         if isinstance(source, Path) and not source.exists():
@@ -70,13 +70,13 @@ def _sound_file(source: Path | BinaryIO) -> soundfile.SoundFile | None:
         if isinstance(source, Path) and source.stat().st_size == 0:
             raise AudioError(name, "empty file")
         if isinstance(source, Path):
-            os.close(os.open(source, os.O_RDONLY))  # libsndfile would call it no audio, whatever the reason
-        # As bytes: a name may be none of the locale's.
+            os.close(os.open(source, os.O_RDONLY))  # raises the true reason, which libsndfile hides
+        # As bytes: a file name may not be valid text in the system's encoding.
         return soundfile.SoundFile(os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source)
     except OSError as e:
         raise AudioError(name, f"unreadable ({e.strerror})") from e
     except (soundfile.SoundFileError, TypeError) as e:
-        # soundfile raises TypeError for a suffix of headerless audio, such as .raw
+        # soundfile raises TypeError for suffixes of audio without a header, such as .raw
         if getattr(e, "code", None) == _SF_ERR_BAD_INFO:
             raise AudioError(name, "bad sample rate or channel count") from e
         return None
@@ -84,16 +84,16 @@ def _sound_file(source: Path | BinaryIO) -> soundfile.SoundFile | None:
 
 @contextlib.contextmanager
 def _opened(source: Path | BinaryIO) -> Iterator[_Sound | Media]:
-    """An open sound with a sane header. Every failure, also while reading, becomes an AudioError."""
+    """An open sound whose header was checked. Every failure, also during reading, becomes an AudioError."""
     name = _name(source)
     f = _sound_file(source)
     try:
         if f is None:
             if not isinstance(source, Path):
                 raise AudioError(name, "not audio")
-            from ced_edge.audio import ffmpeg as media
+            from ced_edge.audio import ffmpeg
 
-            with media.opened(source) as sound:
+            with ffmpeg.opened(source) as sound:
                 yield sound
             return
         with f:
@@ -109,33 +109,33 @@ def _opened(source: Path | BinaryIO) -> Iterator[_Sound | Media]:
 
 
 def _joined(blocks: Iterator[Float32]) -> Float32:
-    held = list(blocks)
-    return np.concatenate(held) if len(held) > 1 else held[0]
+    parts = list(blocks)
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]  # one block needs no copy
 
 
 def duration_s(source: Path) -> float:
-    """Length in seconds as the header tells it. Raises AudioError."""
+    """Length in seconds, from the header. Raises AudioError."""
     with _opened(source) as sound:
         return sound.seconds()
 
 
 def stream(source: Path | BinaryIO) -> Generator[tuple[Float32, int], None, None]:
-    """A file of any length, piece by piece: ((frames, channels) float32, rate in Hz). Raises AudioError."""
+    """A file of any length, in pieces: ((frames, channels) float32, rate in Hz). Raises AudioError."""
     with _opened(source) as sound:
         for block in sound.blocks():
             yield block, sound.rate_hz
 
 
 def decode(source: Path | BinaryIO) -> tuple[Float32, int]:
-    """Whole file -> ((frames, channels) float32, rate in Hz). Raises AudioError."""
+    """A whole file -> ((frames, channels) float32, rate in Hz). Raises AudioError."""
     with _opened(source) as sound:
         return _joined(sound.blocks()), sound.rate_hz
 
 
 def load(source: Path | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: float | None = None) -> Float32:
-    """File -> (samples,) mono float32 at `rate_hz`: the mean of the channels, resampled, never clipped.
+    """File -> (samples,) mono float32 at `rate_hz`: the mean of the channels, resampled, not clipped.
 
-    With `start_s` and `stop_s` only that part is decoded (`stop_s` may lie past the end). Raises AudioError.
+    With `start_s` and `stop_s` only that part is decoded. `stop_s` may be later than the end. Raises AudioError.
     """
     with _opened(source) as sound:
         rate = sound.rate_hz

@@ -1,4 +1,4 @@
-"""Where live audio comes from: a file, raw PCM from a pipe; the microphone is in microphone.py."""
+"""Sources of a stream of audio: a file, or raw PCM from a pipe. The microphone is in microphone.py."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ PCM_FORMATS: dict[str, tuple[np.dtype[Any], float]] = {
     "s16le": (np.dtype("<i2"), 32_768.0),
     "f32le": (np.dtype("<f4"), 1.0),
 }
-"""How a sample is stored, and the value that means 1."""
+"""How a sample is stored, and the value that means 1.0."""
 
 PIECE_S = 0.1
-"""Longest piece of a pipe: how long its answer can wait for the rest."""
+"""Longest piece that is read from a pipe. Longer pieces would delay the predictions."""
 _MAX_WAITING_S = 30.0
-"""Audio of a pipe that waits at most; then whoever writes into it waits."""
+"""Most audio in the queue. When it is full, the pipe is not read, and its writer has to wait."""
 _PACE_S = 5.0
-"""A pipe is live that, for so long, has neither run ahead of the clock nor had to wait for us."""
+"""A pipe counts as live after this long in step with the clock and without a full queue."""
 _AHEAD_S = 1.0
-"""It runs ahead that brings so much more than the clock in that time; sound cards' clocks and buffers bring less."""
+"""A pipe that delivers this much more audio than time has passed is not live. Sound cards deviate by less."""
 
 
 class Source(Protocol):
-    """Audio in pieces."""
+    """A stream of audio, in pieces."""
 
     @property
     def live(self) -> bool:
-        """Whether it goes on whether or not anybody keeps up. What is not live may never be skipped."""
+        """Whether new audio arrives at its own pace. Only audio of a live source may be skipped to keep up."""
         ...
 
     def read(self, wait_s: float) -> list[Piece] | None:
-        """The next pieces, none when none came within `wait_s`; None at the end. Raises CedEdgeError."""
+        """The next pieces: none if none arrived within `wait_s` seconds; None at the end. Raises CedEdgeError."""
         ...
 
     def close(self) -> None:
-        """Let go of what it reads from."""
+        """Close the file or the device. Nothing can be read after that."""
         ...
 
 
 class FileSource:
-    """An audio file, as fast as it is asked for. Raises AudioError, while reading, where it is none."""
+    """An audio file, read as fast as the caller reads. `read` raises AudioError if it is no audio."""
 
     live = False
 
@@ -70,7 +70,7 @@ class FileSource:
 
 
 class PieceQueue:
-    """Pieces from one other thread to `read`."""
+    """A queue between one thread that puts pieces and one that reads them."""
 
     def __init__(self) -> None:
         self._pieces: list[Piece] = []
@@ -81,11 +81,11 @@ class PieceQueue:
 
     @property
     def live(self) -> bool:
-        return not self._ended  # then it cannot get further behind
+        return not self._ended  # after the end no more audio arrives, so nothing has to be skipped
 
     @property
     def full(self) -> bool:
-        """Whether the next `put` waits for a `read`."""
+        """Whether the next `put` has to wait for a `read`."""
         return self._waiting_s >= _MAX_WAITING_S
 
     def put(self, piece: Piece) -> None:
@@ -96,7 +96,7 @@ class PieceQueue:
             self._changed.notify_all()
 
     def end(self, error: Exception | None = None) -> None:
-        """No more will be put. `read` raises the error once it has given all there is."""
+        """End the queue. After the last piece, `read` raises `error`, or returns None."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify_all()
@@ -114,10 +114,10 @@ class PieceQueue:
 
 
 class PcmSource(PieceQueue):
-    """Raw interleaved samples from a pipe, read in a thread of its own so that the pipe never fills up.
+    """Raw interleaved samples from a pipe. A thread reads them, so that the pipe does not fill up.
 
-    A pipe is taken to be live unless it runs ahead of the clock: then it is a file that is being decoded, say. While
-    its writer waits for us, the pace is ours and tells nothing; it may be a file.
+    A pipe counts as live unless audio arrives faster than the clock runs: then its writer decodes a file, for example.
+    While the queue is full, the writer has to wait for us, so its pace shows nothing, and the pipe counts as not live.
     """
 
     def __init__(self, pipe: IO[bytes], rate_hz: int, channels: int, format: str) -> None:
@@ -125,13 +125,15 @@ class PcmSource(PieceQueue):
         if format not in PCM_FORMATS:
             raise InputError(f"unknown PCM format {format!r}: choose one of {', '.join(PCM_FORMATS)}")
         super().__init__()
-        # Unbuffered: what is there is given at once, and at exit no lock is left in the thread's hands. But the
-        # buffer is kept: without it, the pipe would be closed.
+        # `raw` has no buffer: `read` returns at once what is there, and at exit the thread holds no lock of the buffer.
+        # The buffer is kept in a field, because the pipe is closed when the buffer is deleted.
         self._buffer, self._pipe = pipe, getattr(pipe, "raw", pipe)
         self._rate_hz, self._channels = rate_hz, channels
         self._dtype, self._full_scale = PCM_FORMATS[format]
         self._received_s, self._live_from_s, self._ahead = 0.0, math.inf, False
-        self._marks: collections.deque[tuple[float, float]] = collections.deque()  # clock, received by then
+        self._marks: collections.deque[tuple[float, float]] = (
+            collections.deque()
+        )  # (clock, audio received until then), in seconds
         threading.Thread(target=self._pump, daemon=True).start()
 
     @property
@@ -139,7 +141,7 @@ class PcmSource(PieceQueue):
         return super().live and not self._ahead and time.monotonic() > self._live_from_s
 
     def close(self) -> None:
-        pass  # the pipe is not ours
+        pass  # the caller opened the pipe, so the caller closes it
 
     def _pump(self) -> None:
         try:
@@ -157,20 +159,20 @@ class PcmSource(PieceQueue):
                     raise InputError("stdin holds an audio file, not raw PCM: `arecord -t raw`, `ffmpeg -f s16le`")
                 self._marks.append((time.monotonic(), 0.0))
                 self._live_from_s = time.monotonic() + _PACE_S
-            data = rest + data
+            data = rest + data  # a read may end in the middle of a frame
             whole = len(data) // frame * frame
             rest = data[whole:]
             values = np.frombuffer(data[:whole], self._dtype).astype(np.float32) / np.float32(self._full_scale)
             piece = values.reshape(-1, self._channels)
             self._judge_pace(len(piece) / self._rate_hz)
-            if held := self.full:
+            if waited := self.full:
                 self._live_from_s = math.inf
             self.put((piece, self._rate_hz))
-            if held:
+            if waited:
                 self._live_from_s = time.monotonic() + _PACE_S
 
     def _next(self, most: int) -> bytes:
-        """Bytes as soon as there are any, none at the end. A pipe may be non-blocking: others set that for all."""
+        """Bytes as soon as there are any, none at the end. Another process may have made the pipe non-blocking."""
         while True:
             with contextlib.suppress(BlockingIOError):
                 data: bytes | None = self._pipe.read(most)
@@ -183,5 +185,5 @@ class PcmSource(PieceQueue):
         self._received_s += seconds
         self._marks.append((now, self._received_s))
         while self._marks[1][0] <= now - _PACE_S:
-            self._marks.popleft()  # the first one left tells what had been received _PACE_S ago
+            self._marks.popleft()  # the first mark that stays is the audio received until _PACE_S ago
         self._ahead = self._received_s - self._marks[0][1] > _PACE_S + _AHEAD_S

@@ -25,7 +25,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, N, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, N, D)
         if self.training and x.device.type == "cpu":
-            # The CPU's fused kernel is slow backwards: written out, tiny trains 1.3 times as fast
+            # On the CPU, the backward pass of the fused kernel is slow. Written out, tiny trains 1.3 times as fast
             # (benchmarks/distill_speed.py), and at 248 tokens the scores fit in memory.
             x = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
         else:
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping square patches: (B, 1, n_mels, T) -> (B, C, F, T // patch); a part patch at the end is cut."""
+    """Square patches without overlap: (B, 1, n_mels, T) -> (B, C, F, T // patch). The rest of the frames is dropped."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class PatchEmbed(nn.Module):
 class CED(nn.Module):
     """Waveform (B, samples) at 16 kHz in [-1, 1] -> logits (B, n_classes).
 
-    Module names follow the published checkpoints, so that their keys load strictly.
+    The modules have the names of the published checkpoints, so that those load without renaming.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -102,10 +102,10 @@ class CED(nn.Module):
         nn.init.trunc_normal_(self.freq_pos_embed, std=0.02)
 
     def patches(self, mel: Tensor, time_offset: int = 0) -> Tensor:
-        """Log-mel (B, n_mels, T) -> position-marked patch tokens (B, C, F, T // patch).
+        """Log-mel (B, n_mels, T) -> patch tokens with position embeddings (B, C, F, T // patch).
 
-        `time_offset` places the input that many patches into the time embedding: short training windows visit
-        every position, so that the student can later hear longer ones.
+        The position in time of the first patch is `time_offset`. In training, short windows get random offsets, so
+        that all positions are trained, and longer windows work later. Raises ValueError when the input is too long.
         """
         x = mel.unsqueeze(2)  # (B, n_mels, 1, T): BatchNorm2d over the mel bins
         x = self.init_bn(x).transpose(1, 2)  # (B, 1, n_mels, T)
@@ -135,14 +135,14 @@ class CED(nn.Module):
 
 
 def predict(model: CED, wave: Tensor) -> Tensor:
-    """Waveform (B, samples) of any length from 1 sample on -> probabilities (B, n_classes) float32.
+    """Waveform (B, samples) of at least 1 sample -> probabilities (B, n_classes) float32.
 
-    Long input is heard in consecutive chunks and their probabilities averaged, each weighted by the samples it
-    holds. Zeros pad input, and a tail, shorter than one patch. The model should be in eval mode.
+    Long input is cut into chunks without overlap. The result is the mean of their probabilities, weighted by the
+    samples in each. A chunk shorter than one patch is padded with zeros. The model should be in eval mode.
     """
     samples = wave.shape[1]
     if samples == 0:
-        raise ValueError("no samples to hear")
+        raise ValueError("no samples")
     total = wave.new_zeros(wave.shape[0], model.spec.n_classes, dtype=torch.float32)
     for start, stop in chunks(samples, model.spec.max_samples):
         pad = max(0, model.spec.min_samples - (stop - start))

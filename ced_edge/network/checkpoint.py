@@ -1,7 +1,8 @@
-"""Checkpoints: find, read, check and write them. Weights describe themselves and load strictly.
+"""Find, read, check and write checkpoints.
 
-Read: our own safetensors (spec, labels hash and recipe inside), the published CED key style as .pt or .safetensors,
-the Hugging Face key style (`encoder.*`), from a file, a folder, or the Hugging Face hub by name.
+Three forms are read: files of this program (safetensors, with the spec, labels hash and recipe inside), the published
+CED checkpoints (.pt or .safetensors), and those of Hugging Face (keys `encoder.*`). The source is a file, a folder, or
+a name on the Hugging Face hub. Nothing in a file is trusted: see `load_torch` and `load_model`.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from ced_edge.spec import N_CLASSES, SIZES, ModelSpec
 log = logging.getLogger(__name__)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "latest.safetensors")
-"""What holds the weights in a folder, in the order in which they are looked for."""
+"""Names of weight files in a folder. The first one that exists is read."""
 
 _HUB_TIMEOUT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFiles:
-    """Where a checkpoint's parts lie on this machine."""
+    """The files of a checkpoint on this machine."""
 
     weights: Path
     config: Path | None = None
@@ -48,9 +49,9 @@ class CheckpointFiles:
 
 
 def save_model(path: Path, model: CED, metadata: Mapping[str, Any]) -> None:
-    """Write `model` as safetensors, atomically, with its spec, labels hash, version and git revision inside.
+    """Write `model` as a safetensors file, atomically, with its spec, labels hash, version and git revision inside.
 
-    Values of `metadata` (recipe, ...) that are no strings are stored as JSON. Raises CedEdgeError on a full disk.
+    Values of `metadata` (such as the recipe) become JSON, except strings. Raises CedEdgeError on a full disk.
     """
     own = {
         "format": "ced-edge",
@@ -62,22 +63,22 @@ def save_model(path: Path, model: CED, metadata: Mapping[str, Any]) -> None:
     text = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in {**metadata, **own}.items()}
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     with atomic_path(path) as p:
-        # Not by safetensors' save_file: it hides the OSError of a full disk.
+        # Not safetensors' save_file: it hides the OSError of a full disk.
         p.write_bytes(_sorted_metadata(save(tensors, text)))
 
 
 def _sorted_metadata(data: bytes) -> bytes:
-    """A safetensors file with its metadata in order, so that the same model is the same bytes: safetensors shuffles."""
+    """Sort the metadata: the library writes it in random order, but equal models shall have equal bytes."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    text += b" " * (-len(text) % 8)  # the tensors must start at a multiple of 8 bytes
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read_metadata(source: str | Path) -> dict[str, Any]:
-    """What a safetensors checkpoint says of itself; JSON objects and lists are decoded. Empty for other files."""
+    """The metadata of a safetensors checkpoint, with JSON objects and lists decoded. Empty for other files."""
     path = find_checkpoint(source).weights
     try:
         if not _is_safetensors(path):
@@ -93,12 +94,12 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
     """Load a CED in eval mode, on the CPU, in float32.
 
     `source`: a .pt or .safetensors file, a run folder, a Hugging Face folder, or a hub name (mispeech/ced-tiny).
-    Without `spec` it is taken from the file's metadata, else from the shapes of the weights. No shape tells the
-    number of heads, so it is, in this order: `heads`; a published size's; `num_heads` of config.json; one per 64
-    channels; 3, as in the smallest published size. The last two are guesses and said aloud.
+    Without `spec`, the spec comes from the metadata in the file, else from the shapes of the weights. The number of
+    heads has no effect on the shapes. It is the first of these that exists: `heads`; that of the published size with
+    this width; `num_heads` in config.json; one per 64 channels; 3. The last two are guesses, and logged as a warning.
 
-    A time embedding of another length than the spec's is cut, or stretched, and said aloud. Raises InputError on
-    anything else that does not fit, naming the key and both shapes, and when the file is no CED checkpoint.
+    A time embedding of another length is cut or stretched, with a warning. Raises InputError when anything else does
+    not fit (with the key and both shapes), and when the file is no CED checkpoint.
     """
     found = find_checkpoint(source)
     state = normalise_keys(_read_tensors(found.weights), found.weights)
@@ -108,10 +109,10 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
     written = _written_spec(metadata, found.weights)
     spec = spec or written or infer_spec(state, found, heads)
     if written and (written.heads, written.frontend) != (spec.heads, spec.frontend):
-        # No shape would show it.
+        # The weights would load, because the shapes are equal, and give wrong predictions.
         raise InputError(
-            f"{found.weights} is a {written.name} of {written.heads} heads; asked for was a {spec.name} of "
-            f"{spec.heads} heads with the same front end"
+            f"{found.weights} is a {written.name} with {written.heads} heads; requested is a {spec.name} with "
+            f"{spec.heads} heads and the same front end"
         )
     _fit_time_embedding(state, spec, found.weights)
     with torch.device("meta"):  # shapes without memory: a hostile spec must not allocate more than its file holds
@@ -130,7 +131,7 @@ def _written_spec(metadata: Mapping[str, Any], path: Path) -> ModelSpec | None:
 
 
 def find_checkpoint(source: str | Path) -> CheckpointFiles:
-    """The files behind `source`; a hub name is downloaded (or taken from the hub's cache). Raises InputError."""
+    """The files of `source`. A name on the hub is downloaded, or read from the hub's cache. Raises InputError."""
     path = Path(source).expanduser()
     if path.is_file():
         config = path.with_name("config.json")
@@ -140,6 +141,7 @@ def find_checkpoint(source: str | Path) -> CheckpointFiles:
             if (path / name).is_file():
                 return find_checkpoint(path / name)
         raise InputError(f"no checkpoint in the folder {path}: it holds none of {', '.join(WEIGHT_FILES)}")
+    # A name on the hub looks like a relative path. A mistake in a path must not start a download.
     is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(source)) is not None
     if not is_hub_name or path.suffix in (".pt", ".pth", ".bin", ".safetensors") or path.parent.is_dir():
         raise InputError(f"no such checkpoint: {source}")
@@ -156,22 +158,22 @@ def _download(name: str) -> CheckpointFiles:
     found: dict[str, Path] = {}
     offline: Exception | None = None
     try:
-        # Asked once: `hf_hub_download` would try for half a minute, and log every time.
+        # One quick request first: without a network, `hf_hub_download` would retry for half a minute.
         hub.get_hf_file_metadata(hub.hf_hub_url(name, "config.json"), timeout=_HUB_TIMEOUT_S)
     except (EntryNotFoundError, HfHubHTTPError):
-        pass  # it answers
-    except Exception as e:  # its HTTP client's own
+        pass  # the hub can be reached
+    except Exception as e:  # the errors of its HTTP client, which depend on the version
         offline = e
     for file in ("config.json", "model.safetensors", "pytorch_model.bin"):
         if file == "pytorch_model.bin" and "model.safetensors" in found:
             break
         try:
             found[file] = Path(hub.hf_hub_download(name, file, local_files_only=offline is not None))
-        except LocalEntryNotFoundError as e:  # no network and not in the cache; other files may be in it
+        except LocalEntryNotFoundError as e:  # no network, and this file is not in the cache; others may be
             offline = offline or e
         except EntryNotFoundError:  # the repository has no such file
             continue
-        except Exception as e:  # the hub's own errors, its HTTP client's and the disk's
+        except Exception as e:  # errors of the hub, of its HTTP client, or of the disk
             raise InputError(
                 f"no file or folder {name}, and the Hugging Face hub did not give it: {first_line(e)}"
             ) from e
@@ -190,8 +192,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _unreadable(path: Path, e: Exception) -> InputError:
-    # torch's advice on pickles, to load them unsafely, is not passed on.
-    reason = "no state dict of tensors alone" if "weights_only" in str(e) else first_line(e)
+    # Not torch's own text: it advises to load the file unsafely.
+    reason = "it holds more than a state dict of tensors" if "weights_only" in str(e) else first_line(e)
     return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {reason}")
 
 
@@ -227,9 +229,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Published or Hugging Face key style -> this program's keys, front-end buffers left out.
+    """Keys of published or Hugging Face checkpoints -> keys of this program, without buffers of the front end.
 
-    Raises InputError when there is no CED in it.
+    Raises InputError when it is no CED checkpoint.
     """
     keys = {}
     for key, tensor in state.items():
@@ -243,7 +245,7 @@ def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
 
 
 def infer_spec(state: Mapping[str, Tensor], found: CheckpointFiles, heads: int | None = None) -> ModelSpec:
-    """The spec that the shapes tell; for the heads see `load_model`. Raises InputError when they tell none."""
+    """The spec that fits the shapes. For the heads see `load_model`. Raises InputError when no spec fits."""
     patch, embedding = state["patch_embed.proj.weight"], state["time_pos_embed"]
     hidden = state.get("blocks.0.mlp.fc1.weight")
     if patch.ndim != 4 or embedding.ndim != 4 or hidden is None or hidden.ndim != 2 or hidden.shape[0] % len(patch):
@@ -273,9 +275,9 @@ def _heads(width: int, found: CheckpointFiles) -> int:
     guess = width // 64 if width % 64 == 0 else SIZES["tiny"].heads
     if width % guess:
         raise InputError(
-            f"{found.weights}: how many heads a model {width} wide has is unknown; name them in config.json"
+            f"{found.weights}: the number of heads for width {width} is unknown: write num_heads into config.json"
         )
-    log.warning("%s: %d wide is no published size; taking it to have %d heads", found.weights, width, guess)
+    log.warning("%s: width %d is no published size; assuming %d heads", found.weights, width, guess)
     return guess
 
 
@@ -286,11 +288,11 @@ def _fit_time_embedding(state: dict[str, Tensor], spec: ModelSpec, path: Path) -
     have, want = embedding.shape[3], spec.grid_time
     if have > want:
         state["time_pos_embed"] = embedding[..., :want].clone()
-        how = "cut to the first"
+        how = "cut to"
     else:
         state["time_pos_embed"] = F.interpolate(embedding.float(), size=(1, want), mode="bilinear", align_corners=False)
         how = "stretched to"
-    log.warning("%s: the time embedding has %d columns, %s %d of this model", path, have, how, want)
+    log.warning("%s: the time embedding has %d columns, %s the %d of this model", path, have, how, want)
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
@@ -308,14 +310,14 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Pa
 
 @functools.lru_cache(maxsize=1)
 def git_revision() -> str:
-    """The commit this program runs from, `+` behind it when files differ; `unknown` outside its own repository."""
+    """The commit of this program, with `+` if files were changed. `unknown` outside its own repository."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # An environment inside somebody else's repository must not report theirs.
+        # The program may be installed inside another repository, whose commit would be wrong.
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
             return "unknown"
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")

@@ -1,4 +1,4 @@
-"""The log-mel front end in torch: batched, differentiable, and per clip (no clip changes its neighbours)."""
+"""The log-mel front end in PyTorch: for batches, and differentiable. Clips of a batch do not affect each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LogMel(nn.Module):
     def __init__(self, spec: FrontendSpec) -> None:
         super().__init__()
         self.spec = spec
-        # Not persistent: they are derived from the spec, which is what a checkpoint carries.
+        # Not saved in checkpoints: they follow from the spec, which is saved.
         self.register_buffer("window", torch.hann_window(spec.n_fft), persistent=False)
         self.register_buffer("filters", torch.from_numpy(mel_filters(spec).copy()), persistent=False)
 
@@ -31,5 +31,6 @@ class LogMel(nn.Module):
             power = spectrum.real.square() + spectrum.imag.square()  # (B, n_bins, T)
             mel = torch.matmul(self.filters, power)  # (B, n_mels, T)
             db = 10.0 * torch.log10(mel.clamp(min=s.min_power))
+            # The maximum of each clip, not of the batch.
             floor = db.amax(dim=(1, 2), keepdim=True) - s.top_db
             return torch.maximum(db, floor)
