@@ -8,7 +8,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from ced_edge.labels import TABLE_NAME, table
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import find_checkpoint, load_model
 from ced_edge.proof.reference import JSON_NAME, read_reference
-from ced_edge.runtime.bundle import FORMATS, INPUTS, KINDS, LABELS_NAME, Bundle, ModelFile, labels_text, read_bundle
+from ced_edge.runtime.bundle import KINDS, LABELS_NAME, Bundle, ModelFile, labels_text, read_bundle
 from ced_edge.spec import N_CLASSES
 from export import metadata, quantize
+from export.config import ExportConfig
 from export.convert import to_onnx, to_tflite
 from export.graph import CentredBlock, ExportModel, FoldedBlock
 from export.replace import atomic_folder
@@ -34,41 +34,6 @@ log = logging.getLogger(__name__)
 
 _FULL = 1_000_000
 """With less free space than this, in bytes, a failure is reported as "no space left"."""
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """What to export."""
-
-    formats: tuple[str, ...] = FORMATS
-    kinds: tuple[str, ...] = ("fp32", "int8")
-    """int8 and int8-static files are converted from the fp32 file, so fp32 is always exported."""
-    input: str = "waveform"
-    window_s: float = 10.0
-    """Longest input of one call, in seconds."""
-    per_channel: bool = True
-    """Whether int8 weights have a scale per output channel. False: one scale per matrix."""
-    calibration: Path | None = None
-    """Pack, manifest or folder of sounds to measure ranges on, besides synthetic ones. int8-static needs it."""
-
-    @property
-    def needs_ranges(self) -> bool:
-        """Whether any of the files has ranges that are measured before the export."""
-        return "int8-static" in self.kinds or ("int8" in self.kinds and "tflite" in self.formats)
-
-    def __post_init__(self) -> None:
-        problems = []
-        for what, values, known in (
-            ("format", self.formats, FORMATS),
-            ("kind", self.kinds, KINDS),
-            ("input", (self.input,), INPUTS),
-        ):
-            if not values or set(values) - set(known):
-                problems.append(f"unknown {what} {','.join(values)!r}: choose from {', '.join(known)}")
-        if "int8-static" in self.kinds and self.calibration is None:
-            problems.append("int8-static needs sounds to measure ranges on: give --calibration PACK, FOLDER or CSV")
-        if problems:
-            raise InputError("; ".join(problems))
 
 
 def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Sequence[Clip] = ()) -> list[Verdict]:

@@ -242,7 +242,7 @@ def test_a_profile_of_a_tflite_file(target: Target) -> None:
 
 
 def test_the_command_prints_it(call: Call, target: Target) -> None:
-    args = ("bench", target.bundle.folder, "--format", "tflite", "--runtime", target.runtime, "--profile")
+    args = ("bench", "--bundle", target.bundle.folder, "--format", "tflite", "--runtime", target.runtime, "--profile")
     quick = ("--rounds", 1, "--repeats", 1, "--cold", 1, "--threads", "1,2")
     code, out, err = call(*args, *quick)
     assert (code, err) == (0, "")

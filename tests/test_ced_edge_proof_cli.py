@@ -46,7 +46,7 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def check(case: Case, *flags: object) -> list[object]:
-    return ["check", case.bundle, "--reference", case.reference, "--data", case.data, *flags]
+    return ["check", "--bundle", case.bundle, "--reference", case.reference, "--data", case.data, *flags]
 
 
 class Page(HTMLParser):
@@ -66,7 +66,7 @@ class Page(HTMLParser):
 def test_a_right_bundle(call: Call, case: Case) -> None:
     pytest.importorskip("matplotlib", reason="no matplotlib: pip install matplotlib")
     code, out, err = call(*check(case, *LOUD, "--stream", "--report", "out.html"))
-    assert (code, err) == (0, "report: out.html\n")
+    assert (code, err) == (0, "ced-edge: report: out.html\n")
     lines = out.splitlines()
     assert lines[0].split()[:5] == ["verdict", "file", "runtime", "mAP", "drop"]
     assert [line.split()[:2] for line in lines[1:3]] == [["ok", "24x2-int8.onnx"], ["ok", "24x2-fp32.onnx"]]
@@ -118,20 +118,24 @@ def test_bad_input_is_one_line(call: Call, case: Case, tmp_path: Path, monkeypat
         assert (found, out) == (code, "")
         assert told in err
 
-    refused("no such bundle: nowhere", "check", "nowhere", "--reference", case.reference, "--data", case.data)
-    refused("no such file: nowhere", "check", case.bundle, "--reference", "nowhere", "--data", case.data)
-    refused("no such manifest", "check", case.bundle, "--reference", case.reference, "--data", "nowhere")
-    refused("Missing argument 'BUNDLE...'", "check", "--reference", case.reference, "--data", case.data)
-    refused("max_drop must be a number of at least 0, not -1", *check(case, "--max-drop", -1))
+    refused(
+        "no such bundle: nowhere", "check", "--bundle", "nowhere", "--reference", case.reference, "--data", case.data
+    )
+    refused("no such file: nowhere", "check", "--bundle", case.bundle, "--reference", "nowhere", "--data", case.data)
+    refused("no such manifest", "check", "--bundle", case.bundle, "--reference", case.reference, "--data", "nowhere")
+    refused("no bundle in runs/*/bundle", "check", "--reference", case.reference, "--data", case.data)
+    refused("unexpected extra argument", "bench", case.bundle)
+    refused("'--max-drop': -1.0 is not in the range x>=0", *check(case, "--max-drop", -1))
     refused("has no int8-static file", *check(case, "--kind", "int8-static"))
-    refused("runs on 'abacus' here: there is onnxruntime", *check(case, "--runtime", "abacus"))
+    refused("'abacus' is not one of 'onnxruntime', 'ai-edge-litert'", *check(case, "--runtime", "abacus"))
+    refused("runs on 'tensorflow' here: there is onnxruntime", *check(case, "--runtime", "tensorflow"))
     refused("has no `split` column", *check(case, "--split", "dev"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refused("--report needs matplotlib: pip install matplotlib", *check(case, "--report", "x.html"))
     monkeypatch.setattr(backends, "ONNX_RUNTIMES", (("no_such_module", "none"),))
     missing = "nothing here runs 24x2-int8.onnx, 24x2-fp32.onnx: pip install onnxruntime"
     refused(f"{missing}, or leave it out", *check(case))
-    refused(f"{missing}\n", "bench", case.bundle)
+    refused(f"{missing}\n", "bench", "--bundle", case.bundle)
     assert list(Path().iterdir()) == []
 
 
@@ -146,7 +150,7 @@ def test_it_runs_without_torch(case: Case) -> None:
 
 def test_bench(call: Call, case: Case) -> None:
     quick = ("--rounds", 1, "--repeats", 2, "--cold", 1)
-    code, out, err = call("bench", case.bundle, "--threads", "1-2", "--profile", *quick)
+    code, out, err = call("bench", "--bundle", case.bundle, "--threads", "1-2", "--profile", *quick)
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[1].split()[:4] == ["file", "runtime", "threads", "ms"]
@@ -154,8 +158,10 @@ def test_bench(call: Call, case: Case) -> None:
     assert rows == [(f"24x2-{kind}.onnx", threads) for threads in "12" for kind in ("int8", "fp32")]
     assert len(re.findall(r"^24x2-.*\.onnx on onnxruntime [\d.]+, threads: 1$", out, re.MULTILINE)) == 2
     assert len(re.findall(r"^sum of operators [\d.]+ ms, whole model [\d.]+ ms$", out, re.MULTILINE)) == 2
-    code, out, err = call("bench", case.bundle, "--kind", "fp32", "--json", *quick)
-    assert (code, err) == (0, "")
+    Path("runs/x").mkdir(parents=True)
+    Path("runs/x/bundle").symlink_to(case.bundle)
+    code, out, err = call("bench", "--kind", "fp32", "--json", *quick)
+    assert (code, err) == (0, "ced-edge: using the bundle runs/x/bundle\n")
     found = json.loads(out)
     assert found["profiles"] == []
     (timing,) = found["timings"]

@@ -1,4 +1,4 @@
-"""What `ced-edge export` refuses before it begins, and what it tells of a disk that fills up."""
+"""What `ced-edge export` refuses before it begins, and what it reports when a disk is full."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def manifest(folder: Path, *names: str) -> Path:
             ["--calibration", "pack", "--int8", "--format", "onnx"],
             "--calibration has no effect on these files, which measure no ranges: leave it out",
         ),
+        (
+            ["--calibration", "pack", "--kinds", "fp32"],
+            "--calibration has no effect on these files, which measure no ranges: leave it out",
+        ),
+        (["--int8", "--kinds", "fp32"], "--int8 is short for --kinds fp32,int8: give one of the two"),
         (["--split", "dev"], "--split has no effect without --data: give a manifest to verify on, or leave it out"),
         (["--audio-root", "."], "--audio-root has no effect without --data: give a manifest to verify on, or leave it"),
     ],
@@ -55,8 +60,8 @@ def test_flags_without_effect(call: Call, checkpoint: Path, tmp_path: Path, flag
     assert not (tmp_path / "b").exists()
 
 
-def test_clips_that_are_not_there_are_told_of_first(
-    call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_missing_clips_are_reported_first(
+    call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def convert(*_: Any) -> None:
         raise AssertionError("converted")
@@ -66,12 +71,14 @@ def test_clips_that_are_not_there_are_told_of_first(
     code, out, err = call(*arguments, "--data", manifest(tmp_path, "a.wav", "b.wav", "c.wav"))
     assert (code, out) == (2, "")
     assert err == (
-        f"ced-edge: no clip of --data is there: no such file: {tmp_path / 'a.wav'}, and 2 more: "
+        f"ced-edge: none of the clips of --data exists: no such file: {tmp_path / 'a.wav'}, and 2 more: "
         "name their folder with --audio-root\n"
     )
     (tmp_path / "b.wav").touch()
-    assert call(*arguments, "--data", manifest(tmp_path, "a.wav", "b.wav"))[0] == 1
-    assert caplog.messages == [f"1 of 2 clips left out: no such file: {tmp_path / 'a.wav'}"]
+    code, _, err = call(*arguments, "--data", manifest(tmp_path, "a.wav", "b.wav"))
+    assert code == 1
+    missing = f"ced-edge: warning: 1 of 2 clips left out: no such file: {tmp_path / 'a.wav'}"
+    assert err.splitlines()[:2] == [missing, "ced-edge: export: 24x1-fp32.onnx"]
 
 
 @pytest.mark.parametrize("format", ["onnx", "tflite"])

@@ -152,7 +152,19 @@ def test_clips_without_labels_or_sound(
     """A clip without labels counts in the errors only. One without a file is left out, as in `evaluate`, `check`."""
     lines = (sounds / "sounds.csv").read_text().splitlines()
     (tmp_path / "x.csv").write_text("\n".join([*lines[:-1], "5.wav,", "gone.wav,1"]) + "\n")
-    arguments = ["export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--window", 1, "--fp32", "--json"]
+    arguments = [
+        "export",
+        checkpoint,
+        "--out",
+        tmp_path / "b",
+        "--format",
+        "onnx",
+        "--window",
+        1,
+        "--kinds",
+        "fp32",
+        "--json",
+    ]
     code, out, err = call(*arguments, "--data", tmp_path / "x.csv", "--audio-root", sounds)
     assert code == 0, err
     row = json.loads(out)["files"][-1]
@@ -173,7 +185,7 @@ def test_clips_without_labels_or_sound(
         (["--window", "0.3"], "--window 0.3 does not fit the model: choose 0.31 to 10 seconds, or from 0.15 with"),
         (["--window", "11"], "--window 11 does not fit the model"),
         (["--window", "nan"], "--window nan does not fit the model"),
-        (["--int8-static"], "int8-static needs sounds"),
+        (["--kinds", "int8-static"], "int8-static needs sounds"),
         (["--data", "nowhere.csv"], "no such manifest or folder: nowhere.csv"),
     ],
 )
@@ -207,7 +219,9 @@ def test_what_a_device_cannot_load_is_not_written(
     call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle_module, "labels_text", lambda: "Speech\n" * N_CLASSES)
-    code, _, err = call("export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--fp32", "--window", 1)
+    code, _, err = call(
+        "export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--kinds", "fp32", "--window", 1
+    )
     assert code == 2
     assert "has other labels than the model" in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
@@ -241,7 +255,7 @@ def test_what_fails_verification_is_not_written(
     call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["export", checkpoint, "--out", tmp_path / "b", "--format", "onnx", "--window", 1]
-    assert call(*arguments, "--fp32")[0] == 0
+    assert call(*arguments, "--kinds", "fp32")[0] == 0
     before = {p.name: p.read_bytes() for p in (tmp_path / "b").iterdir()}
     monkeypatch.setattr(quantize, "onnx_int8", crushed)
     code, _, err = call(*arguments)
@@ -269,7 +283,16 @@ def test_weights_of_four_bits_are_refused(
         Quantizer, "add_dynamic_config", lambda *args, **options: dynamic(*args, **{**options, "num_bits": 4})
     )
     monkeypatch.setattr(Quantizer, "add_static_config", static_4)
-    arguments = ["--format", "tflite", "--window", 1, "--int8", "--int8-static", "--calibration", sounds / "sounds.csv"]
+    arguments = [
+        "--format",
+        "tflite",
+        "--window",
+        1,
+        "--kinds",
+        "int8,int8-static",
+        "--calibration",
+        sounds / "sounds.csv",
+    ]
     code, _, err = call("export", checkpoint, "--out", tmp_path / "b", *arguments)
     assert code == 1
     last = err.splitlines()[-1]
