@@ -1,8 +1,8 @@
-"""Packing: any clips -> WebDataset tar shards of 16-bit mono FLAC with an index.
+"""Packing: clips of any format become tar shards of 16-bit mono FLAC, with an index (the layout of WebDataset).
 
-A pack is a folder of `shard-000000.tar` (members KEY.flac and KEY.json), `shard-000000.csv` (one row per
-clip), `rejected.csv` (what was left out, and why) and `index.json`, written last. The bytes depend on the
-clips and the config alone: not on the number of workers, and not on how often the run was killed.
+A pack is a folder of `shard-000000.tar` (members KEY.flac and KEY.json), `shard-000000.csv` (one row per clip),
+`rejected.csv` (the clips that were left out, and why) and `index.json`, which is written last. The bytes depend on the
+clips and the config alone. They are the same for any number of workers, and after any number of interruptions.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ __all__ = ["PackConfig", "Progress", "pack"]
 log = logging.getLogger(__name__)
 
 REJECTED_NAME = "rejected.csv"
-_WORK_NAME = ".work"  # what a run that is not finished needs to go on; gone when index.json is there
+_WORK_NAME = ".work"  # state of a run that is not finished; it is removed after index.json is written
 _SHARD_FIELDS = ("key", "id", "rate_hz", "samples", "labels", "group", "sha256")
 _REJECT_FIELDS = ("id", "path", "reason")
 _CHUNK = 16  # clips per message to a worker
 
 _Reject = tuple[str, str, str]
-"""Id, path and reason."""
+"""Id, path and reason of a clip that was left out."""
 
 Progress = Callable[[int], None]
 
 
 def pack(clips: Sequence[Clip], out: Path, config: PackConfig, progress: Progress | None = None) -> Pack:
-    """Pack `clips` into the folder `out`, going on where a killed run stopped.
+    """Pack `clips` into the folder `out`. A run that was killed continues where it stopped.
 
-    Unusable clips are listed in `rejected.csv` and counted on stderr. `progress` is called with the number of
-    clips done since its last call; they add up to `len(clips)`. Raises InputError when `out` is of other clips
-    or another config or in use, when ids repeat or nothing is usable; CedEdgeError when the disk is full, and
-    with `strict` when any clip was rejected.
+    Clips that cannot be used are listed in `rejected.csv`, and a warning counts them. `progress` is called with the
+    number of clips done since its last call; the numbers add up to `len(clips)`. Raises InputError when `out` is a
+    pack of other clips or another config, or in use, when two clips have one id, and when no clip can be used. Raises
+    CedEdgeError when the disk is full, and with `config.strict` when a clip was rejected.
     """
     identity = {"format": FORMAT, "config": config.identity(), "manifest": _manifest_hash(clips)}
     report = progress or (lambda _: None)
@@ -72,7 +72,7 @@ def pack(clips: Sequence[Clip], out: Path, config: PackConfig, progress: Progres
 
 
 def _manifest_hash(clips: Sequence[Clip]) -> str:
-    """Of what the clips are called and hold, not of where they lie."""
+    """Hash of the clips' names, labels and parts. Their folder is left out: a data set may be moved."""
     return sha256_json([[c.id, c.labels, c.group, c.start_s, c.stop_s] for c in sorted(clips, key=lambda c: c.id)])
 
 
@@ -85,32 +85,33 @@ def _check_ids(ids: Sequence[str]) -> None:
 
 
 def _is_finished(out: Path, identity: dict[str, Any]) -> bool:
-    """Whether `out` holds the whole pack; a new folder is marked as this pack's. Raises InputError for another's."""
+    """Whether `out` holds the finished pack. Marks a new folder as this pack's; raises InputError for another pack."""
     started = out / _WORK_NAME / "pack.json"
     finished = (out / INDEX_NAME).exists()
     if not finished and not started.exists():
         if any(out.glob("shard-*")):
             raise InputError(f"{out} has shards of unknown origin: choose another folder, or delete them")
         write_json(started, identity)
-    found = read_json(out / INDEX_NAME if finished else started)
+    written = read_json(out / INDEX_NAME if finished else started)
     for key, what in (("format", "another format"), ("config", "another config"), ("manifest", "other clips")):
-        if found.get(key) != identity[key]:
-            what += _differences(found.get(key), identity[key])
+        if written.get(key) != identity[key]:
+            what += _differences(written.get(key), identity[key])
             raise InputError(f"{out} is a pack of {what}: choose another folder, or delete it")
-    for left_over in (*out.glob(".*.tmp"), *started.parent.glob(".*.tmp")):  # of a killed run
+    # The folder is locked, so temporary files in it are those of a run that was killed.
+    for left_over in (*out.glob(".*.tmp"), *started.parent.glob(".*.tmp")):
         left_over.unlink()
     return finished
 
 
-def _differences(found: Any, asked: Any) -> str:
-    if not (isinstance(found, dict) and isinstance(asked, dict)):
+def _differences(written: Any, wanted: Any) -> str:
+    if not (isinstance(written, dict) and isinstance(wanted, dict)):
         return ""
-    names = sorted(k for k in found.keys() | asked.keys() if found.get(k) != asked.get(k))
-    return " (" + "; ".join(f"{k} {found.get(k)}, not {asked.get(k)}" for k in names) + ")"
+    names = sorted(k for k in written.keys() | wanted.keys() if written.get(k) != wanted.get(k))
+    return " (" + "; ".join(f"{k} {written.get(k)}, not {wanted.get(k)}" for k in names) + ")"
 
 
 def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progress) -> tuple[list[Piece], list[_Reject]]:
-    """Cut the clips into pieces, in the order they are packed in; and those whose header cannot be read."""
+    """Cut the clips into pieces, in the order in which they are packed. Also the clips whose header is unreadable."""
     pieces: list[Piece] = []
     rejects: list[_Reject] = []
     chunks = (clips[i : i + _CHUNK] for i in range(0, len(clips), _CHUNK))
@@ -126,7 +127,8 @@ def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progres
         # One character takes up to 12 bytes in JSON, one label 5. The reader refuses more than MAX_JSON_BYTES.
         if 12 * (len(p.id) + len(p.clip.group or "")) + 5 * len(p.clip.labels or ()) > MAX_JSON_BYTES - 100:
             raise InputError(f"clip {p.id[:80]!r}... has a name, group or list of labels too long to be packed")
-    # By hash rather than by a random generator: the same on every machine and Python, in any order of the manifest.
+    # Shuffled by hash, not by a random generator: the order is the same on every machine, for every version of
+    # Python, and for any order of the manifest.
     pieces.sort(key=lambda p: hashlib.sha256(f"{config.seed}:{p.id}".encode()).digest())
     return pieces, rejects
 
@@ -134,7 +136,7 @@ def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progres
 def _write_shards(
     pieces: Sequence[Piece], out: Path, config: PackConfig, pool: Pool, report: Progress, rejects: list[_Reject]
 ) -> list[str]:
-    """Write the shards that are not there yet, add to `rejects`, and return the names of all without suffix."""
+    """Write the shards that do not exist yet, add to `rejects`, and return the names of all shards without suffix."""
     size = config.clips_per_shard
     units = {f"shard-{i // size:06d}": pieces[i : i + size] for i in range(0, len(pieces), size)}
     if len(units) > MAX_SHARDS:
@@ -142,6 +144,7 @@ def _write_shards(
     todo = {name: unit for name, unit in units.items() if not _is_written(out, name, unit)}
     report(sum(p.counts for name, unit in units.items() if name not in todo for p in unit))
     jobs = ((unit[i : i + _CHUNK], config) for unit in todo.values() for i in range(0, len(unit), _CHUNK))
+    # One stream of pieces over all shards, so that the workers do not wait at the end of each shard.
     encoded = itertools.chain.from_iterable(in_order(pool, encode, jobs, 4 * config.workers))
     for name, unit in todo.items():
         _write_shard(out, name, _counted(zip(unit, encoded, strict=False), report), config.rate_hz)
@@ -151,10 +154,10 @@ def _write_shards(
 
 
 def _is_written(out: Path, name: str, unit: Sequence[Piece]) -> bool:
-    """Whether a shard is finished. Raises InputError when it is not made of these pieces."""
+    """Whether a shard is finished. Raises InputError when it holds other pieces."""
     tables = [path for path in (out / f"{name}.csv", _rejects_path(out, name)) if path.exists()]
-    found = sorted(row["id"] for path in tables for row in _read_table(path))
-    if found == sorted(p.id for p in unit):
+    written = sorted(row["id"] for path in tables for row in _read_table(path))
+    if written == sorted(p.id for p in unit):
         return True
     if (out / f"{name}.csv").exists():
         raise InputError(f"{out} was begun when the audio files had other lengths: choose another folder, or delete it")
@@ -168,7 +171,7 @@ def _counted(pairs: Iterable[tuple[Piece, Encoded]], report: Progress) -> Iterat
 
 
 def _write_shard(out: Path, name: str, pairs: Iterable[tuple[Piece, Encoded]], rate_hz: int) -> None:
-    """The tar, then its rejects, then its table: a shard with a table is finished."""
+    """Write the tar, then the list of its rejects, then its table. A shard with a table is finished."""
     number = name.removeprefix("shard-")
     rows: list[tuple[Any, ...]] = []
     rejects: list[_Reject] = []
@@ -189,14 +192,14 @@ def _write_shard(out: Path, name: str, pairs: Iterable[tuple[Piece, Encoded]], r
             digest = hashlib.sha256(encoded.flac).hexdigest()
             rows.append((key, piece.id, rate_hz, encoded.samples, tags, clip.group or "", digest))
     if not rows:
-        tar_path.unlink()
+        tar_path.unlink()  # every piece was rejected
     _write_rejects(_rejects_path(out, name), rejects)
     if rows:
         _write_table(out / f"{name}.csv", _SHARD_FIELDS, rows)
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member without anything of this machine or moment."""
+    """Add a member. Its header has no owner and no time, so that the tar is the same on every machine."""
     info = tarfile.TarInfo(name)
     info.size, info.mtime, info.mode = len(data), 0, 0o644
     tar.addfile(info, io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""From a clip to the FLAC bytes that a shard holds: cutting, decoding, checking, compressing. Runs in workers."""
+"""From a clip to the FLAC bytes in a shard: cut, decode, check, compress. Worker processes do this."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _FULL_SCALE = 32_768
 
 @dataclass(frozen=True)
 class PackConfig:
-    """How to pack. All but `workers` and `strict` decide the bytes that are written."""
+    """How to pack. Every field except `workers` and `strict` changes the bytes that are written."""
 
     rate_hz: int = 16_000
     clips_per_shard: int = 1_024
     segment_s: float = 10.0
     """Longer files are cut into segments of this many seconds."""
     min_s: float = 0.1
-    """Shorter clips are rejected; a shorter tail of a long file stays with the segment before it."""
+    """Shorter clips are rejected. A shorter rest of a long file is added to the segment before it."""
     silence_dbfs: float = -80.0
-    """Clips whose highest sample is below this are rejected as silent."""
+    """Clips whose largest sample is below this level are rejected as silent."""
     workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
     strict: bool = False
     """Whether a rejected clip is an error."""
@@ -62,19 +62,19 @@ class PackConfig:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A clip or a segment of one, to become one clip of a shard."""
+    """A clip, or a segment of one. It becomes one clip of a shard."""
 
     clip: Clip
     id: str
     start_s: float
     stop_s: float | None
     counts: bool
-    """Whether it is its clip's first piece: progress is counted in clips."""
+    """Whether it is the first piece of its clip. Progress is counted in clips, not in pieces."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A piece as it goes into the shard, or the reason why it does not."""
+    """A piece as the shard stores it, or the reason why it was rejected."""
 
     flac: bytes = b""
     samples: int = 0
@@ -82,7 +82,7 @@ class Encoded:
 
 
 def probe(clips: Sequence[Clip]) -> list[float | str]:
-    """Seconds of each clip's file, or why it cannot be used. Runs in a worker."""
+    """Seconds of each clip's file, or the reason why it cannot be used. Runs in a worker."""
 
     def length(clip: Clip) -> float | str:
         try:
@@ -94,15 +94,19 @@ def probe(clips: Sequence[Clip]) -> list[float | str]:
 
 
 def cut(clip: Clip, file_s: float, config: PackConfig) -> list[Piece]:
-    """Consecutive segments that cover the clip; no sample is dropped."""
+    """Consecutive segments that together are the whole clip: no sample is dropped.
+
+    `file_s` is the length of the file in seconds.
+    """
     end_s = file_s if clip.stop_s is None else min(file_s, clip.stop_s)
     n = max(1, math.ceil((end_s - clip.start_s) / config.segment_s))
+    # The last segment would be too short to be used: it stays with the one before it.
     if n > 1 and end_s - clip.start_s - (n - 1) * config.segment_s < config.min_s:
         n -= 1
     if n == 1:
         return [Piece(clip, clip.id, clip.start_s, clip.stop_s, True)]
     starts = [clip.start_s + k * config.segment_s for k in range(n)]
-    stops = [*starts[1:], clip.stop_s]
+    stops = [*starts[1:], clip.stop_s]  # None is the end of the file, whatever its header says
     return [
         Piece(clip, f"{clip.id}#{start:.3f}".rstrip("0").rstrip("."), start, stop, k == 0)
         for k, (start, stop) in enumerate(zip(starts, stops, strict=True))
@@ -131,7 +135,7 @@ def _encode_one(piece: Piece, config: PackConfig) -> Encoded:
 
 
 def to_int16(wave: Float32) -> Int16:
-    """(samples,) float32 -> int16, scaled down as a whole where it would clip; exact for 16-bit sources."""
+    """(samples,) float32 -> int16. A clip that is too loud is scaled down as a whole; 16-bit sources stay exact."""
     top, bottom = float(wave.max(initial=0.0)), float(wave.min(initial=0.0))
     over = max(1.0, top * _FULL_SCALE / (_FULL_SCALE - 1), -bottom)
     return np.asarray(np.rint(wave * np.float32(_FULL_SCALE / over)), np.int16)

@@ -33,7 +33,7 @@ MAX_SHARDS = 100_000
 MAX_SHARD_SAMPLES = 1 << 31
 """4 GiB of 16-bit samples, 37 hours at 16 kHz. A shard is in memory as a whole."""
 MAX_JSON_BYTES = 1 << 16
-"""Of the description of one clip."""
+"""The largest description of one clip, KEY.json."""
 INT16_SCALE = np.float32(1.0 / 32768.0)
 """int16 sample -> [-1, 1)."""
 _MAX_INDEX_BYTES = 1 << 25
@@ -62,18 +62,18 @@ class PackedClip:
 
 @dataclass(frozen=True)
 class LoadedShard:
-    """A shard in memory, as views are made from it: its clips in order, without their labels."""
+    """A shard in memory, for making views: its clips in order. Labels are left out, as students never read them."""
 
     shard: Shard
     ids: list[str]
     waves: list[Int16]
     rms: list[float]
-    """Of each whole clip, in [0, 1]."""
+    """Root mean square of each whole clip, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A finished pack, as its `index.json` describes it."""
+    """A finished pack, as `index.json` describes it."""
 
     location: str
     """Folder, or the address of a folder: `http://`, `https://`, `s3://` or `gs://`."""
@@ -83,11 +83,11 @@ class Pack:
     seconds: float
     rejected: int
     hash: str
-    """SHA-256 over the shards' own, in order."""
+    """SHA-256 over the hashes of all shards, in order."""
 
     @classmethod
     def open(cls, location: Path | str) -> Pack:
-        """Read the index of a pack. Raises InputError when there is none, or it is damaged or made to do harm."""
+        """Read the index of a pack. Raises InputError when it is missing, damaged, or made to do harm."""
         where = str(location)
         with open_file(where, INDEX_NAME, "run `ced-edge pack` to its end", _MAX_INDEX_BYTES) as f:
             text = b"".join(f.blocks())
@@ -117,7 +117,7 @@ def _whole(value: Any, low: int = 0, high: int = 1 << 53) -> int:
 def _shard(fields: dict[str, Any], rate_hz: int) -> Shard:
     """A shard as the index describes it. Raises ValueError, KeyError or TypeError."""
     name, seconds, sha256 = fields["name"], float(fields["seconds"]), fields["sha256"]
-    # The name becomes part of a path here, in the store and in messages, so it is held to the one that `pack` writes.
+    # The name becomes part of paths, here and in the store. So it must look like those that `pack` writes.
     if not SHARD_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a shard")
     if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -130,9 +130,9 @@ def _shard(fields: dict[str, Any], rate_hz: int) -> Shard:
 def read_shard(pack: Pack, shard: Shard) -> list[PackedClip]:
     """All clips of a shard in the order of the tar.
 
-    Raises InputError naming the shard when it is missing, cut short or damaged, or not what the index says.
+    Raises InputError naming the shard when it is missing or damaged, or differs from the index.
     """
-    left = round(shard.seconds * pack.rate_hz)  # samples that the index announces and that were not read yet
+    left = round(shard.seconds * pack.rate_hz)  # samples that the index announces, minus those that were read
     clips: list[PackedClip] = []
     with open_file(pack.location, shard.name, _MEND, most_bytes(shard.clips, left)) as f:
         try:
@@ -165,7 +165,7 @@ def _broken(pack: Pack, shard: Shard, what: str) -> InputError:
 
 
 def most_bytes(clips: int, samples: int) -> int:
-    """More bytes than a tar of so many clips and samples can have: FLAC of noise takes 2 bytes per sample."""
+    """An upper bound for the bytes of a tar of so many clips and samples. FLAC of noise takes 2 bytes per sample."""
     return 2 * samples + samples // 4 + clips * 2 * MAX_JSON_BYTES + (1 << 20)
 
 
@@ -175,7 +175,7 @@ def _members(tar: tarfile.TarFile, samples: int) -> Iterator[tuple[bytes, dict[s
     for member in tar:
         key, _, suffix = member.name.partition(".")
         bound = {"flac": most_bytes(1, samples), "json": MAX_JSON_BYTES}.get(suffix, -1)
-        # A link, a sparse file or a member of another kind is none that `pack` writes.
+        # `pack` writes plain files only: no link, no sparse file, no device.
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not 0 <= member.size <= bound:
             raise ValueError(f"{member.name[:80]!r} of {member.size} bytes does not belong here")
         file = tar.extractfile(member)
@@ -190,17 +190,17 @@ def _members(tar: tarfile.TarFile, samples: int) -> Iterator[tuple[bytes, dict[s
 
 
 def _clip(flac: bytes, fields: dict[str, Any], rate_hz: int, most_samples: int) -> PackedClip:
-    """One clip, its description compared with its FLAC header before a sample is decoded. Raises ValueError."""
+    """One clip. Its description and its FLAC header are compared before a sample is decoded. Raises ValueError."""
     name, labels, group = fields["id"], fields["labels"], fields["group"]
     samples = _whole(fields["samples"], 1, most_samples)
     if not isinstance(name, str) or not isinstance(group, str | None):
         raise ValueError("a clip's id or group is no text")
     if labels is not None:
         labels = tuple(_whole(label, 0, N_CLASSES - 1) for label in labels)
-    if not flac.startswith(b"fLaC"):  # libsndfile would try its other, less common formats
+    if not flac.startswith(b"fLaC"):  # else libsndfile would try all its formats, many of them old
         raise ValueError(f"clip {name!r} is no FLAC")
     with soundfile.SoundFile(io.BytesIO(flac)) as f:
-        # First the header: a few bytes of FLAC can decode to hours of silence.
+        # The header comes first, because a few kilobytes of FLAC can decode to hours of silence.
         if (f.format, f.subtype, f.channels, f.samplerate, f.frames) != ("FLAC", "PCM_16", 1, rate_hz, samples):
             raise ValueError(f"clip {name!r} is not as its description says")
         wave = f.read(dtype="int16")
@@ -218,7 +218,7 @@ def clip_rms(wave: Int16) -> float:
 
 @dataclass
 class ShardReader:
-    """Loads the shards of a pack and keeps the last one, as all epochs of a shard are usually wanted together."""
+    """Loads shards of a pack and keeps the last one: teaching and training use a shard for many clips in a row."""
 
     pack: Pack
     _last: LoadedShard | None = None

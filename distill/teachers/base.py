@@ -1,4 +1,4 @@
-"""What a teacher is: audio at its own rate in, AudioSet probabilities out, and the classes it knows."""
+"""The interface of a teacher: audio at its own rate in, AudioSet probabilities out, and the classes it knows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ced_edge.arrays import Bools
 class Teacher(Protocol):
     """Maps (B, samples) at `rate_hz` in [-1, 1] to (B, 527) probabilities.
 
-    A teacher may have a method `at_rate(rate_hz)` that gives the same teacher for audio at another rate, where it can
-    take that by itself and cheaper than resampled.
+    Clips are zero-padded at the end to `min_samples`. The prediction for a clip does not depend on the other clips of
+    the batch, and is the same every time. Classes that are not `known` are 0.
 
-    Clips are zero-padded at the end to `min_samples`. The answer for a clip does not depend on the other clips of
-    the batch and is the same every time; classes that are not `known` are 0.
+    A teacher may have a method `at_rate(rate_hz)`. It returns the same teacher for audio at another rate, if that costs
+    less than resampling the audio; otherwise it returns the teacher itself.
     """
 
     name: str
     rate_hz: int
     known: Bools
-    """(527,): the classes this teacher has an output for."""
+    """(527,): the classes that this teacher has an output for."""
     sha256: str
-    """Of the teacher's file, or over all that decides its answers: the files of its folder, its class map."""
+    """Hash of everything that decides its predictions: its file, or the files of its folder, and its class map."""
     min_samples: int
     device: torch.device
 
@@ -36,21 +36,21 @@ class Teacher(Protocol):
 
 
 def pad_short(wave: Tensor, min_samples: int) -> Tensor:
-    """Zeros at the end of (B, samples) up to `min_samples`; longer input is returned as it is."""
+    """Pad (B, samples) with zeros at the end up to `min_samples`. Longer input is returned unchanged."""
     if wave.ndim != 2:
         raise ValueError(f"a teacher takes (B, samples), not {tuple(wave.shape)}")
     return F.pad(wave, (0, min_samples - wave.shape[1])) if wave.shape[1] < min_samples else wave
 
 
 def window_starts(length: int, window: int, hop: int) -> list[int]:
-    """Where the windows over `length` >= 1 units start: the first at 0, the last one ending with the input.
+    """Where the windows over `length` >= 1 units start. The first starts at 0, the last one ends with the input.
 
-    As many windows as come nearest to the asked `hop`, spread evenly, so that every unit is heard and none much more
-    than the others. Input no longer than a window is one window.
+    The windows are spread evenly, with a step as near as possible to `hop`. So every unit is in a window, and no unit
+    is in many more windows than another. Input that is no longer than a window is one window.
     """
     rest = length - window
     if rest <= 0:
         return [0]
-    # The step stays within one window: at most 1.5 hops, and a hop is at most half a window wherever this is used.
+    # The rounded number of hops, but at least as many as keep the step within one window: else units are left out.
     intervals = max(1, (2 * rest + hop) // (2 * hop), -(-rest // window))
     return [(i * rest + intervals // 2) // intervals for i in range(intervals + 1)]

@@ -17,7 +17,7 @@ from distill.teachers.base import pad_short
 
 
 class CedTeacher:
-    """A CED model at 16 kHz. Longer input is heard in chunks, each weighted by the samples it holds."""
+    """A CED model at 16 kHz. Longer input is predicted in chunks; each counts by its number of samples."""
 
     def __init__(self, model: CED, name: str, sha256: str, device: torch.device) -> None:
         self.name = name
@@ -34,13 +34,14 @@ class CedTeacher:
         chunks = torch.split(wave, self.model.spec.max_samples, dim=1)
         total = torch.zeros(wave.shape[0], N_CLASSES, device=wave.device)
         for chunk in chunks:
+            # By its samples before padding, so that a short last chunk does not count as much as a full one.
             weight = chunk.shape[1] / wave.shape[1]
             total += weight * torch.sigmoid(self.model(pad_short(chunk, self.min_samples)))
         return total
 
 
 def load_ced(source: str | Path, name: str, sha256: str, device: torch.device) -> CedTeacher:
-    """A CED teacher from a checkpoint file. Raises InputError when it is none, or not over AudioSet's classes."""
+    """A CED teacher from a checkpoint file. Raises InputError for other files and other classes."""
     model = load_model(source)
     if model.spec.n_classes != N_CLASSES:
         raise InputError(f"{source} has {model.spec.n_classes} classes, not AudioSet's {N_CLASSES}")

@@ -1,4 +1,4 @@
-"""The ensemble: several teachers hear the same audio, each at its own rate, and their probabilities are averaged."""
+"""The ensemble: several teachers predict the same audio, each at its own rate, and the mean of them is taken."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ RESAMPLING = {
     "rolloff": 0.9475937167399596,
     "beta": 14.769656459379492,
 }
-"""A sharp filter: with torchaudio's default one, images above the old Nyquist frequency reach the teachers."""
+"""A sharp filter. torchaudio's default lets images above the old Nyquist frequency through to the teachers."""
 
 
 class Ensemble:
-    """Per class, the mean over the teachers that know it; 0 for a class that none knows.
+    """Per class, the mean over the teachers that know it; 0 for a class that no teacher knows.
 
-    All teachers are on one device, which is where the audio must be.
+    All teachers are on one device, and the audio must be on it too.
     """
 
     def __init__(self, teachers: Sequence[Teacher], rate_hz: int) -> None:
-        """`rate_hz` is the rate of the audio that will be heard. Raises InputError on no teacher or two of one name."""
+        """`rate_hz` is the rate of the audio. Raises InputError without a teacher, or when two have one name."""
         if not teachers:
             raise InputError("an ensemble needs at least one teacher")
         names = [t.name for t in teachers]
@@ -40,7 +40,7 @@ class Ensemble:
         if len({t.device for t in teachers}) > 1:
             raise InputError("the teachers of an ensemble must be on one device")
         self.teachers = tuple(teachers)
-        # Some teachers hear a rate that is not their own by themselves, cheaper than by resampling.
+        # Some teachers take audio of another rate directly, which costs less than resampling it.
         self._at_rate = [t.at_rate(rate_hz) if hasattr(t, "at_rate") else t for t in teachers]
         self.rate_hz = rate_hz
         self.device = teachers[0].device
@@ -56,6 +56,7 @@ class Ensemble:
     @torch.inference_mode()
     def each(self, wave: Tensor) -> Tensor:
         """(B, samples) float32 at `rate_hz` -> every teacher's probabilities, (teachers, B, 527)."""
+        # Once per rate, not once per teacher.
         waves = {rate: resample(wave) for rate, resample in self._resamplers.items()}
         return torch.stack([t(waves.get(t.rate_hz, wave)) for t in self._at_rate])
 
@@ -72,7 +73,7 @@ class Ensemble:
         return total
 
     def describe(self) -> list[dict[str, Any]]:
-        """What identifies each teacher, for a store's header and for logs."""
+        """What identifies each teacher: for a store's header, and for logs."""
         return [
             {"name": t.name, "sha256": t.sha256, "rate_hz": t.rate_hz, "n_known": int(t.known.sum())}
             for t in self.teachers

@@ -1,4 +1,4 @@
-"""Hugging Face audio classifiers as teachers: CED by this program's own model, others by transformers."""
+"""Hugging Face audio classifiers as teachers. This program's own model runs CED, transformers runs all others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from distill.teachers.base import Teacher, pad_short, window_starts
 from distill.teachers.ced import load_ced
 
 WINDOW_S = 10
-"""Seconds heard at once by a model that takes any length: AudioSet's clip length."""
+"""Length of a window for a model that takes any length: that of AudioSet's clips."""
+# What is downloaded: never a pickle when there are safetensors, and never Python code.
 FILES = ("*.json", "model.safetensors")
 OLD_FILES = ("*.json", "pytorch_model.bin")
 
@@ -29,7 +30,7 @@ OLD_FILES = ("*.json", "pytorch_model.bin")
 class HuggingFaceTeacher:
     """A multi-label audio classifier of transformers with AudioSet's labels.
 
-    Longer input than the model takes (10 s) is heard in windows, spread evenly, whose probabilities are averaged.
+    Input that is longer than the model takes (10 s) is predicted in windows, spread evenly, and the mean is taken.
     """
 
     def __init__(self, folder: Path, name: str, sha256: str, device: torch.device) -> None:
@@ -45,13 +46,13 @@ class HuggingFaceTeacher:
                 folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
             )
         if missing := sorted(info["missing_keys"]):
-            # transformers would fill them with random numbers and go on.
+            # transformers would fill them with random numbers, without an error.
             raise InputError(f"{folder} is no usable Hugging Face audio classifier: its weights lack {missing[0]}")
         self._model: Any = model
         self._model.eval().to(device)
         self.rate_hz = int(self._features.sampling_rate)
         self.min_samples = self.rate_hz
-        # A spectrogram of fixed size cuts what is longer; its length is in frames of 10 ms.
+        # A feature extractor with a fixed number of frames (10 ms each) cuts off the rest of a longer input.
         frames = getattr(self._features, "max_length", None)
         self._window = frames * self.rate_hz // 100 if isinstance(frames, int) else WINDOW_S * self.rate_hz
         self._indices = label_indices(self._model.config.id2label, name)
@@ -78,9 +79,10 @@ class HuggingFaceTeacher:
 
 
 def label_indices(id2label: Mapping[int, str], name: str) -> NDArray[np.int64]:
-    """AudioSet index of each output by its label's name or mid; -1 where AudioSet has none.
+    """AudioSet index of each output, found by its label's name or mid; -1 for a label that AudioSet does not have.
 
-    A model over 527 nameless classes (LABEL_0 ...) has them in AudioSet's order. Raises InputError when no label fits.
+    A model with 527 classes without names (LABEL_0 ...) is taken to have AudioSet's order. Raises InputError when no
+    label is AudioSet's, or two are the same.
     """
     texts = [id2label[i] for i in range(len(id2label))]
     if len(texts) == N_CLASSES and all(text == f"LABEL_{i}" for i, text in enumerate(texts)):
@@ -123,7 +125,7 @@ def _check_hash(folder: Path, digest: str, wanted: str | None) -> None:
 
 
 def download(hub_id: str) -> Path:
-    """The folder of a hub model in the hub's cache, downloaded when it is not there. Raises InputError."""
+    """The folder of a hub's model in the cache; downloads it if it is missing. Raises InputError."""
     try:
         import huggingface_hub as hub
     except ImportError as e:

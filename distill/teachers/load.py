@@ -22,9 +22,9 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_teacher(source: str | Path | TeacherSpec, name: str | None = None, device: str = "cpu") -> Teacher:
-    """Load a teacher of any kind, by what its file holds.
+    """Load a teacher of any kind. The content of its file or folder decides the kind.
 
-    Raises InputError in one line: no such file, a corrupted file, an unknown architecture, another hash.
+    Raises InputError for a missing or damaged file, an unknown architecture, and another hash than the expected one.
     """
     spec = source if isinstance(source, TeacherSpec) else TeacherSpec(name or default_name(str(source)), str(source))
     torch_device = teacher_device(device)
@@ -54,7 +54,7 @@ def load_teacher(source: str | Path | TeacherSpec, name: str | None = None, devi
 
 
 def load_teachers(specs: Sequence[TeacherSpec], device: str = "cpu") -> list[Teacher]:
-    """Load every teacher of a list, in order."""
+    """Load all teachers of a list, in order. Raises InputError as `load_teacher` does."""
     return [load_teacher(spec, device=device) for spec in specs]
 
 
@@ -66,7 +66,10 @@ def _load_model_file(path: Path, spec: TeacherSpec, digest: str, device: torch.d
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .safetensors file or of a pickled state dict (weights only, perhaps under `model`)."""
+    """The tensors of a .safetensors file, or of a PyTorch file (perhaps under `model` or `state_dict`).
+
+    `weights_only`: a pickle could run any code. Raises InputError.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -76,7 +79,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             state = load_torch(path)
     except Exception as e:  # pickle, zip and safetensors each raise their own
         raise InputError(f"{path} is corrupted or no checkpoint: {first_line(e)}") from e
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict"):  # training programs wrap the weights in one of these
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):

@@ -19,14 +19,14 @@ from distill.teachers.base import pad_short
 RATE_HZ = 32_000
 N_FFT = 1024
 WINDOW = 800
-"""Samples of the Hann window: 25 ms."""
+"""Length of the Hann window in samples: 25 ms."""
 HOP = 320
 N_MELS = 128
 F_MAX_HZ = 15_000.0
 MIN_SAMPLES = RATE_HZ // 2
-"""Shorter clips are zero-padded to half a second: the network halves time five times."""
+"""Half a second. Shorter clips are zero-padded to it, as the network halves the time axis five times."""
 CPU_SECONDS = 80
-"""Seconds of audio that a CPU takes through the network at once."""
+"""Seconds of audio in one batch on a CPU."""
 
 
 class Row(NamedTuple):
@@ -65,7 +65,7 @@ HEAD_WIDTH = 1280
 
 
 def scaled(channels: float) -> int:
-    """Channels rounded to a multiple of 8, never below 90 % of what was asked."""
+    """The number of channels, rounded to a multiple of 8, but never below 90 % of `channels`."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
 
@@ -90,7 +90,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.conc_se_layers[0]
         gate = torch.sigmoid(layer.fc2(F.relu(layer.fc1(x.mean(dim=(2, 3))))))  # type: ignore[operator]
-        # In place, as all of this network, but in training: the activation before it needs its output unchanged.
+        # In place, except in training: the gradient of the activation before it needs the unchanged values.
         return x * gate[:, :, None, None] if self.training else x.mul_(gate[:, :, None, None])
 
 
@@ -116,9 +116,9 @@ class Block(nn.Module):
 
 
 class MobileNet(nn.Module):
-    """Log-mel (B, 1, 128, T) -> logits (B, 527). `width` scales every channel count (mn04: 0.4).
+    """Log-mel (B, 1, 128, T) -> logits (B, 527). `width` multiplies every number of channels (mn04: 0.4).
 
-    It works in place, which halves the time of inference on a CPU.
+    Activations are computed in place, which halves the time of inference on a CPU.
     """
 
     def __init__(self, width: float) -> None:
@@ -146,7 +146,7 @@ class MobileNet(nn.Module):
 
 
 def kaldi_mel_filters() -> Tensor:
-    """Kaldi's triangles, 128 bins from 0 to 15,000 Hz: (128, 513). They are straight in mel, not in hertz."""
+    """Kaldi's triangular filters, 128 bins from 0 to 15,000 Hz: (128, 513). Their sides are straight in mel, not in Hz."""
 
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
@@ -171,7 +171,7 @@ class MobileNetFrontEnd(nn.Module):
         self.register_buffer("filters", kaldi_mel_filters(), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
-        wave = wave[:, 1:] - 0.97 * wave[:, :-1]
+        wave = wave[:, 1:] - 0.97 * wave[:, :-1]  # pre-emphasis
         spectrum = torch.stft(wave, N_FFT, HOP, WINDOW, self.window, center=True, return_complex=True)
         return self.log_mel(spectrum)
 
@@ -185,10 +185,10 @@ class MobileNetFrontEnd(nn.Module):
 class HalfRateFrontEnd(MobileNetFrontEnd):
     """Waveform (B, samples) at 16 kHz -> the log-mel (B, 128, T) of the same sound at 32 kHz, at a third of the cost.
 
-    Sound at 16 kHz has nothing above 8 kHz, so the FFT can be half as long: of the pre-emphasised signal
-    y[n] = x[n + 1] - 0.97 x[n] at 32 kHz only the even samples are needed, of the window the even ones too, and the
-    spectrum up to 8 kHz is half as large. x[n + 1] at an even n lies midway between two samples of the input; a
-    windowed sinc gives it. That filter and the pre-emphasis are one matrix product over blocks.
+    Sound at 16 kHz has nothing above 8 kHz, so the FFT can be half as long. The pre-emphasised signal at 32 kHz is
+    y[n] = x[n + 1] - 0.97 x[n]. Only its even samples and the even samples of the window are needed; the spectrum up
+    to 8 kHz is then half as large. For even n, x[n] is a sample of the input, and x[n + 1] lies midway between two
+    samples, where a windowed sinc interpolates. Interpolation and pre-emphasis are one matrix product over blocks.
     """
 
     blocks: Tensor
@@ -199,8 +199,8 @@ class HalfRateFrontEnd(MobileNetFrontEnd):
     def __init__(self) -> None:
         super().__init__()
         self.window = self.window[::2].contiguous()
-        self.filters = self.filters[:, : N_FFT // 4 + 1] * 4.0  # power of a spectrum half as large
-        t = torch.arange(self.TAPS, dtype=torch.float64) - (self.TAPS - 1) / 2  # to the samples, from midway
+        self.filters = self.filters[:, : N_FFT // 4 + 1] * 4.0  # the spectrum is half as large, its power a quarter
+        t = torch.arange(self.TAPS, dtype=torch.float64) - (self.TAPS - 1) / 2  # each sample, from the midway point
         taps = torch.sinc(t) * torch.kaiser_window(self.TAPS, periodic=False, beta=9.0, dtype=torch.float64)
         taps[self.TAPS // 2 - 1] -= 0.97
         columns = [F.pad(taps, (i, self.BLOCK - 1 - i)) for i in range(self.BLOCK)]
@@ -217,7 +217,7 @@ class HalfRateFrontEnd(MobileNetFrontEnd):
 
 
 def fold_batchnorm(model: nn.Module) -> None:
-    """Move every BatchNorm of an evaluated model into the convolution before it."""
+    """Merge every BatchNorm into the convolution before it. The model must be in eval mode."""
     for module in list(model.modules()):
         if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
             module[0] = nn.utils.fuse_conv_bn_eval(module[0], module[1])  # type: ignore[type-var]
@@ -230,7 +230,7 @@ def is_mobilenet(state: Mapping[str, Tensor]) -> bool:
 
 
 def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
-    """A MobileNet of the width its weights have. Raises InputError naming `source` and what does not fit."""
+    """A MobileNet with the width of the weights. Raises InputError naming `source` and the key that does not fit."""
     hidden, classes = state["classifier.5.weight"].shape[1], state["classifier.5.weight"].shape[0]
     if classes != N_CLASSES:
         raise InputError(f"{source} has {classes} classes, not AudioSet's {N_CLASSES}: use an AudioSet checkpoint")
@@ -250,7 +250,7 @@ def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
 
 
 class MobileNetTeacher:
-    """An EfficientAT MobileNet at 32 kHz; it hears a clip of any length whole."""
+    """An EfficientAT MobileNet at 32 kHz. It predicts a clip of any length as a whole, without windows."""
 
     def __init__(self, model: MobileNet, name: str, sha256: str, device: torch.device) -> None:
         self.name = name
@@ -265,7 +265,7 @@ class MobileNetTeacher:
         self.model.to(device).to(memory_format=torch.channels_last)
 
     def at_rate(self, rate_hz: int) -> MobileNetTeacher:
-        """This teacher for audio at `rate_hz`, if it can do that by itself (16 and 32 kHz); else unchanged."""
+        """This teacher for audio at 16 kHz, if `rate_hz` is 16 kHz; for other rates the teacher itself."""
         if rate_hz != RATE_HZ // 2 or self.rate_hz != RATE_HZ:
             return self
         other = copy.copy(self)
@@ -277,7 +277,7 @@ class MobileNetTeacher:
     def logits(self, wave: Tensor) -> Tensor:
         """(B, samples) at `rate_hz` -> (B, 527) logits."""
         wave = pad_short(wave, self.min_samples)
-        # On a CPU a few clips at a time stay in the cache; a GPU wants them all at once.
+        # A CPU is faster with a few clips that fit in its cache, a GPU with all clips at once.
         at_once = max(1, CPU_SECONDS * self.rate_hz // wave.shape[1]) if self.device.type == "cpu" else len(wave)
         logits = wave.new_empty(len(wave), N_CLASSES)
         for i in range(0, len(wave), at_once):

@@ -1,4 +1,4 @@
-"""TFLite and ONNX files as teachers: their input kind from their shapes, their classes from a class map."""
+"""TFLite and ONNX files as teachers. Their shapes say what input they take, a class map says what they predict."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from distill.teachers import yamnet
 from distill.teachers.base import pad_short, window_starts
 
 FREE_MIN_SAMPLES = 16_000
-"""Shorter clips are zero-padded to this before a file whose input length is free."""
+"""Shorter clips are zero-padded to this length when a model takes any length."""
 CLIPS_AT_ONCE = 8
-"""Through YAMNet's front end."""
+"""How many clips go through YAMNet's front end at once."""
 OUTPUTS = ("prob", "logits")
 
 
 @dataclass(frozen=True)
 class ModelFileOptions:
-    """What a model file does not say about itself."""
+    """Facts about a model file that are not in the file."""
 
     class_map: Path | None = None
-    """CSV with columns index and mid, one row per output. None: look beside the model."""
+    """CSV with the columns index and mid, one row per output. None: a file beside the model."""
     rate_hz: int = 16_000
-    """Of the waveform the file takes; patches are always made at 16 kHz."""
+    """Sample rate of the waveform that the model takes. Patches are always made at 16 kHz."""
     output: str = "prob"
-    """`prob`, or `logits` for a file without the final sigmoid."""
+    """`prob`, or `logits` for a model without the final sigmoid."""
 
     def __post_init__(self) -> None:
         if self.rate_hz <= 0:
@@ -49,10 +49,10 @@ class ModelFileOptions:
 
 
 class ModelFileTeacher:
-    """A TFLite or ONNX file. Fixed-size input is fed in overlapping windows whose probabilities are averaged.
+    """A TFLite or ONNX file. If its input has a fixed size, overlapping windows are predicted and the mean is taken.
 
-    As many interpreters as torch has threads share the work, each on one thread: windows are independent, so this
-    scales better than threads inside a small model, and the answer does not depend on the number of threads.
+    There are as many interpreters as torch has threads, and each uses one thread. Windows are independent, so this is
+    faster than threads inside a small model, and the prediction does not depend on the number of threads.
     """
 
     def __init__(self, path: Path, name: str, sha256: str, device: torch.device, options: ModelFileOptions) -> None:
@@ -68,7 +68,7 @@ class ModelFileTeacher:
         self._output, self._indices = _classes(self._backends[0], path, options.class_map)
         self.known: Bools = np.zeros(N_CLASSES, np.bool_)
         self.known[self._indices[self._indices >= 0]] = True
-        # The same file with other classes or another output is another teacher.
+        # The same file with other classes or another output is another teacher, so these are part of its hash.
         self.sha256 = sha256_json([sha256, self._indices.tolist(), options.output, self.rate_hz])
         self._rank = len(self._backends[0].inputs[0].shape)
 
@@ -78,7 +78,7 @@ class ModelFileTeacher:
         pieces = self._pieces(wave)  # (B, N, ...)
         B, N = pieces.shape[:2]
         scores = self._run(pieces.reshape(B * N, *pieces.shape[2:])).reshape(B, N, -1)
-        # Summed window by window: a reduction's order must not depend on the batch.
+        # Added up window by window. A library's sum may take another order for another batch size.
         total = scores[:, 0].copy()
         for i in range(1, N):
             total += scores[:, i]
@@ -88,9 +88,9 @@ class ModelFileTeacher:
         return torch.from_numpy(out).to(self.device)
 
     def _pieces(self, wave: Tensor) -> Float32:
-        """(B, samples) -> what the file takes, (B, N, samples) or (B, N, frames, mels)."""
+        """(B, samples) -> the model's input for N windows, (B, N, samples) or (B, N, frames, mels)."""
         if self._patches:
-            # A few clips at a time stay in the cache.
+            # A few clips at a time, which fit in the CPU's cache.
             x = torch.cat([self._front_end(clips) for clips in torch.split(wave, CLIPS_AT_ONCE)])
             size, hop = yamnet.PATCH_FRAMES, yamnet.PATCH_HOP_FRAMES
         elif self.window:
@@ -108,6 +108,7 @@ class ModelFileTeacher:
             self._backends.append(load_backend(self.path))
 
         def work(i: int) -> None:
+            # An interpreter serves one thread only, so thread i has interpreter i.
             for p in range(i, len(pieces), threads):
                 x = np.ascontiguousarray(pieces[p] if self._rank == pieces.ndim - 1 else pieces[p : p + 1])
                 out[p] = self._backends[i].run(x)[self._output].reshape(-1)
@@ -131,7 +132,7 @@ class ModelFileTeacher:
 
 
 def _input_kind(backend: Backend, path: Path) -> tuple[bool, int | None]:
-    """Whether the file takes log-mel patches, and the samples of one window (None: free length)."""
+    """Whether the model takes log-mel patches, and the samples of one window (None: any length)."""
     if len(backend.inputs) != 1 or backend.inputs[0].dtype != "float32":
         raise InputError(f"{path.name} takes {_show(backend.inputs)}: a teacher takes one float32 input")
     shape = backend.inputs[0].shape
@@ -153,7 +154,10 @@ def _show(ports: tuple[Port, ...]) -> str:
 
 
 def _classes(backend: Backend, path: Path, class_map: Path | None) -> tuple[int, NDArray[np.int64]]:
-    """Which output to read, and the AudioSet index of each of its columns (-1: not an AudioSet class)."""
+    """Number of the output to read, and the AudioSet index of each of its columns (-1: not an AudioSet class).
+
+    The output is the one with as many columns as the class map has rows.
+    """
     maps = [class_map] if class_map else find_class_maps(path)
     candidates = [read_class_map(m) for m in maps]
     if not class_map:
@@ -162,15 +166,15 @@ def _classes(backend: Backend, path: Path, class_map: Path | None) -> tuple[int,
         for i, port in enumerate(backend.outputs):
             if port.shape[-1:] == (len(indices),):
                 return i, indices
-    found = "".join(f"the {len(c)} rows of {m.name} nor " for m, c in zip(maps, candidates, strict=False))
+    tried = "".join(f"the {len(c)} rows of {m.name} nor " for m, c in zip(maps, candidates, strict=False))
     raise InputError(
-        f"{path.name} has outputs {_show(backend.outputs)}, which fit neither {found}AudioSet's {N_CLASSES} classes: "
+        f"{path.name} has outputs {_show(backend.outputs)}, which fit neither {tried}AudioSet's {N_CLASSES} classes: "
         f"give it a class map {path.stem}_class_map.csv with columns index,mid"
     )
 
 
 def find_class_maps(path: Path) -> list[Path]:
-    """`<stem>_class_map.csv` beside the model, or else the one `*class_map.csv` of its folder, or else none."""
+    """`<stem>_class_map.csv` beside the model; else `*class_map.csv` if its folder has exactly one; else nothing."""
     own = path.with_name(f"{path.stem}_class_map.csv")
     if own.is_file():
         return [own]
@@ -179,7 +183,7 @@ def find_class_maps(path: Path) -> list[Path]:
 
 
 def read_class_map(path: Path) -> NDArray[np.int64]:
-    """AudioSet index of each row of a class map, by its mid; -1 for a mid AudioSet's 527 do not have."""
+    """AudioSet index of each row of a class map, by its mid; -1 for a mid that is not among the 527."""
     by_mid = {label.mid: label.index for label in labels()}
     try:
         rows = list(_rows(path))

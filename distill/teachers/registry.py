@@ -1,4 +1,4 @@
-"""Public teachers that are known to work: where they come from, under which licence, and how good they are."""
+"""Known public teachers: their source, licence and published accuracy. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import atomic_path, sha256_file
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes so far and, where the server says it, the total."""
+"""Called with the number of bytes so far, and with the total if the server gives it."""
 
 TIMEOUT_S = 30
 BLOCK_BYTES = 1 << 18
@@ -38,13 +38,13 @@ class KnownTeacher:
     mean_ap: float | None
     """Published mAP on AudioSet's evaluation set, in percent."""
     sha256: str | None = None
-    """Of the file. None: nobody here has checked one, so `fetch` wants the user's."""
+    """Hash of the file. None: no hash was checked here, so `fetch` needs one from the user."""
     class_map: bool = False
-    """Whether YAMNet's class map belongs beside it."""
+    """Whether it needs YAMNet's class map beside it."""
 
     @property
     def hub_id(self) -> str | None:
-        """Its id on the Hugging Face hub, where --teacher takes it from by itself."""
+        """Its id on the Hugging Face hub, if it is there. `--teacher ID` downloads it."""
         match = re.fullmatch(r"https://huggingface\.co/([^/]+/[^/]+)", self.url)
         return match[1] if match else None
 
@@ -104,12 +104,12 @@ _KNOWN = (
 
 
 def known_teachers() -> tuple[KnownTeacher, ...]:
-    """All of them, best documented kinds first."""
+    """All known teachers, the best documented kinds first."""
     return _KNOWN
 
 
 def by_name(name: str) -> KnownTeacher:
-    """A known teacher. Raises InputError naming those there are."""
+    """A known teacher. Raises InputError with all names for an unknown one."""
     for teacher in _KNOWN:
         if teacher.name == name:
             return teacher
@@ -119,15 +119,13 @@ def by_name(name: str) -> KnownTeacher:
 def fetch(name: str, folder: Path, sha256: str | None = None, progress: Progress | None = None) -> Path:
     """Download a known teacher (and its class map) into `folder` and return the file.
 
-    A file is kept only when its hash is the pinned one, or, where none is pinned, the user's `sha256`: a file that
-    nobody vouches for is not fetched. What is there already and right is not fetched again.
-    Raises InputError: unknown name, no hash to check by, a model of the hub. Raises CedEdgeError: network, other hash.
+    A file is kept only if it has the hash on record, or, without one, the user's `sha256`. A file that exists with the
+    right hash is not downloaded again. Raises InputError for an unknown name, a model of the hub, and when there is no
+    hash. Raises CedEdgeError for a fault of the network, and for another hash.
     """
     teacher = by_name(name)
     if teacher.hub_id:
-        raise InputError(
-            f"{name} is fetched by the Hugging Face hub's client when it is used: --teacher {teacher.hub_id}"
-        )
+        raise InputError(f"{name} needs no --fetch: --teacher {teacher.hub_id} downloads it from the Hugging Face hub")
     if sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise InputError(f"--sha256 {sha256}: a hash has 64 hexadecimal digits")
     if sha256 and teacher.sha256 and sha256.lower() != teacher.sha256:
@@ -146,7 +144,7 @@ def fetch(name: str, folder: Path, sha256: str | None = None, progress: Progress
 
 
 def download(url: str, path: Path, sha256: str, progress: Progress | None = None) -> None:
-    """Download `url` to `path`, atomically; only a file of that hash is kept. Raises CedEdgeError."""
+    """Download `url` to `path`, atomically. A file with another hash is not kept. Raises CedEdgeError."""
     if path.is_file() and sha256_file(path) == sha256:
         return
     try:

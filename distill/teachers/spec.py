@@ -23,13 +23,13 @@ class TeacherSpec:
     source: str
     """A file, a folder with config.json, a run's folder, or a Hugging Face id (owner/name)."""
     sha256: str | None = None
-    """Refuse the file unless it has this hash."""
+    """The hash that the file must have. None: any."""
     class_map: Path | None = None
-    """TFLite and ONNX: CSV with columns index and mid. None: look beside the model."""
+    """TFLite and ONNX: CSV with the columns index and mid. None: a file beside the model."""
     rate_hz: int | None = None
-    """TFLite and ONNX: sample rate of the waveform the file takes; 16 kHz where not said."""
+    """TFLite and ONNX: sample rate of the waveform that the model takes. None: 16 kHz."""
     output: str | None = None
-    """TFLite and ONNX: `prob` (default) or `logits`."""
+    """TFLite and ONNX: what the model returns, `prob` or `logits`. None: `prob`."""
 
 
 def default_name(source: str) -> str:

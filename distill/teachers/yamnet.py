@@ -18,11 +18,11 @@ F_MIN_HZ, F_MAX_HZ = 125.0, 7_500.0
 PATCH_FRAMES = 96
 PATCH_HOP_FRAMES = 48
 PATCH_SAMPLES = (PATCH_FRAMES - 1) * HOP + FRAME
-"""15,600: what one patch hears."""
+"""15,600: the samples of one patch."""
 
 
 def mel_filters() -> Tensor:
-    """Triangles that are straight in mel (HTK scale), without the DC bin: (64, 257)."""
+    """Triangular filters whose sides are straight in mel (HTK scale), without the DC bin: (64, 257)."""
     bins = torch.from_numpy(hz_to_mel(torch.linspace(0.0, RATE_HZ / 2, N_FFT // 2 + 1, dtype=torch.float64).numpy()))
     edges = torch.linspace(float(hz_to_mel(F_MIN_HZ)), float(hz_to_mel(F_MAX_HZ)), N_MELS + 2, dtype=torch.float64)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -34,7 +34,7 @@ def mel_filters() -> Tensor:
 class YamnetFrontEnd(nn.Module):
     """Waveform (B, samples >= 400) at 16 kHz -> log-mel (B, frames, 64), frames of 25 ms every 10 ms, not centred.
 
-    The input is zero-padded to whole frames, so that every sample is heard.
+    The input is zero-padded to whole frames, so that every sample is in a frame.
     """
 
     window: Tensor
@@ -46,8 +46,8 @@ class YamnetFrontEnd(nn.Module):
         self.register_buffer("filters", mel_filters(), persistent=False)
 
     def forward(self, wave: Tensor) -> Tensor:
-        # torch.stft puts the 400-sample window in the middle of the 512 samples of the FFT, where YAMNet puts it at
-        # the start; the magnitude is the same, so shift the input by the difference.
+        # torch.stft puts the window of 400 samples in the middle of the FFT's 512 samples, YAMNet at the start. Padding
+        # by the difference puts it over the same samples. Only the phase differs, and the magnitude is used.
         shift = (N_FFT - FRAME) // 2
         rest = -(wave.shape[1] - FRAME) % HOP
         wave = F.pad(wave, (shift, shift + rest))

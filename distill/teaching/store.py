@@ -265,9 +265,9 @@ class Store:
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
 
 
-def refuse_other(wanted: dict[str, Any], found: dict[str, Any], path: Path) -> None:
+def refuse_other(wanted: dict[str, Any], written: dict[str, Any], path: Path) -> None:
     """Raise InputError naming every key in which the store at `path` differs from the wanted one."""
-    different = [k for k in wanted if sha256_json(wanted[k]) != sha256_json(found.get(k))]
+    different = [k for k in wanted if sha256_json(wanted[k]) != sha256_json(written.get(k))]
     if different:
         raise InputError(f"{path} is a store of another {' and '.join(different)}: choose another folder, or delete it")
 
