@@ -102,7 +102,7 @@ def test_a_bad_file_is_reported_and_the_others_are_tagged(call: Call, audio: Pat
         "bad.wav: not audio",
         "empty.ogg: empty file",
         "nan.wav: the sample at 0.000 s (index 0) is NaN: samples are in [-1, 1]",
-        "one.wav: too short: not one sample",
+        "one.wav: too short: no sample is left at 16000 Hz",
         "ced-edge: cannot use no.wav: no such file",
         f"ced-edge: cannot use {tmp_path / 'none'}: no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})",
         "ced-edge: 6 of 8 files could not be tagged",

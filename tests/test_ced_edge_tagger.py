@@ -127,7 +127,7 @@ def test_a_window_that_is_none(samples: int) -> None:
 
 def test_no_samples() -> None:
     assert Tagger(shared_bundle()).tag(np.zeros(0, np.float32)) == []
-    with pytest.raises(InputError, match="no samples to hear"):
+    with pytest.raises(InputError, match="there are no samples to predict"):
         Tagger(shared_bundle()).predict(np.zeros(0, np.float32))
 
 
@@ -227,7 +227,7 @@ def wrong_ports(mel: bool) -> list[tuple[str, Fake]]:
 def test_a_file_that_does_not_do_what_the_manifest_says(monkeypatch: pytest.MonkeyPatch, input: str, case: int) -> None:
     what, fake = wrong_ports(input == "mel")[case]
     monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
-    told = rf"is not what its manifest says: its {what} is .*export the bundle again"
+    told = rf"is not what its bundle.json says: its {what} is .*export the bundle again"
     with pytest.raises(InputError, match=told) as e:
         Tagger(shared_bundle(input))
     assert "\n" not in str(e.value)
@@ -238,7 +238,7 @@ def test_an_answer_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, ans
     fake = Fake((Port("waveform", (-1, -1), "float32"),), (Port("prob", (-1, -1), "float32"),))
     fake.run = lambda *inputs: [answer]  # type: ignore[method-assign]
     monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
-    with pytest.raises(CedEdgeError, match="gave no 527 probabilities: it is broken, export it again"):
+    with pytest.raises(CedEdgeError, match="did not return 527 finite numbers: it is broken, export it again"):
         Tagger(shared_bundle()).predict(noise(3_000))
 
 

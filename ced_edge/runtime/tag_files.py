@@ -1,9 +1,11 @@
-"""Many files through one model: folders walked, files side by side, and a bad one is no reason to stop."""
+"""Many files through one model, several at a time. A bad file does not stop the others."""
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
+import itertools
 import os
 import queue
 import threading
@@ -13,16 +15,20 @@ from pathlib import Path
 
 from ced_edge.audio.base import AUDIO_SUFFIXES, AudioError
 from ced_edge.audio.clips import audio_files
-from ced_edge.audio.read import duration_s, stream
+from ced_edge.audio.read import duration_s
 from ced_edge.errors import CedEdgeError
-from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, tag_stream
+from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, tag_file
 
 _POLL_S = 0.2
+"""Seconds between two reports of progress."""
+_AHEAD = 16
+"""Files that may wait for an earlier one, which takes longer. All others wait to be started, so that the memory does
+not grow with the number of files."""
 
 
 @dataclass(frozen=True)
 class Tagged:
-    """What became of a file: its tags, or the reason why there are none."""
+    """The result for one file: its tags, or the error that left it without any."""
 
     path: Path
     tags: tuple[Tags, ...] = ()
@@ -30,18 +36,19 @@ class Tagged:
 
 
 def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]:
-    """Files as they are, folders as the audio files in them. A folder without any stays, to be told of.
+    """The files among `paths`, and the audio files in the folders among them.
 
-    `failed` is called for each folder that cannot be read.
+    A folder without audio files stays in the list, so that `tag_files` reports it. `failed` is called for each folder
+    that cannot be read.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         errors: list[OSError] = []
         inside = audio_files(path, errors.append) if os.path.isdir(path) else []
         for error in errors:
             failed(error)
-        found += inside or ([] if errors else [path])
-    return found
+        files += inside or ([] if errors else [path])
+    return files
 
 
 def tag_files(
@@ -52,49 +59,50 @@ def tag_files(
     jobs: int = 1,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Iterator[Tagged]:
-    """Tag `paths`, `jobs` at a time, and yield what became of each, in their order.
+    """Tag `paths`, `jobs` at a time, and yield the result of each, in their order.
 
-    `progress` is called now and then with the share that is done, from 0 to 1. Raises InputError on a wrong window.
+    `progress` is called now and then with the share of the work that is done, from 0 to 1. Raises InputError when the
+    model does not accept such windows.
     """
-    StreamingTagger(tagger, window_s, hop_s)
-    # A tagger serves one thread at a time: whoever finds none free loads another one of the same file.
+    StreamingTagger(tagger, window_s, hop_s)  # wrong windows are one error, not one per file
     free: queue.SimpleQueue[Tagger] = queue.SimpleQueue()
     free.put(tagger)
-    done, stopped = [0.0] * len(paths), threading.Event()
+    shares, stopped = [0.0] * len(paths), threading.Event()
 
     def work(i: int) -> Tagged:
+        # A tagger serves one thread at a time, so each thread that finds none free loads the file once more.
         try:
-            mine = free.get_nowait()
+            own = free.get_nowait()
         except queue.Empty:
-            mine = tagger.copy()
+            own = tagger.copy()
         try:
-            return Tagged(paths[i], tuple(_tag(mine, i)))
+            return Tagged(paths[i], tuple(tags_of(own, i)))
         except CedEdgeError as e:
-            return Tagged(paths[i], error=e if isinstance(e, AudioError) else CedEdgeError(f"{paths[i]}: {e}"))
+            return Tagged(paths[i], error=e)
         finally:
-            done[i] = 1.0
-            free.put(mine)
+            shares[i] = 1.0
+            free.put(own)
 
-    def _tag(mine: Tagger, i: int) -> Iterator[Tags]:
-        path = paths[i]
-        if os.path.isdir(path):
-            raise AudioError(str(path), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        length_s = duration_s(path)
-        for tags in tag_stream(StreamingTagger(mine, window_s, hop_s), stream(path)):
-            done[i] = min(1.0, tags.end_s / length_s)
+    def tags_of(own: Tagger, i: int) -> Iterator[Tags]:
+        if os.path.isdir(paths[i]):
+            raise AudioError(str(paths[i]), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        length_s = duration_s(paths[i])
+        for tags in tag_file(StreamingTagger(own, window_s, hop_s), paths[i]):
+            shares[i] = min(1.0, tags.end_s / length_s)
             yield tags
             if stopped.is_set():
                 return
-        if not done[i]:  # no window came
-            raise AudioError(str(path), "too short: not one sample")
 
-    with concurrent.futures.ThreadPoolExecutor(max(1, min(jobs, len(paths)))) as pool:
-        with contextlib.ExitStack() as at_exit:
-            at_exit.callback(pool.shutdown, wait=False, cancel_futures=True)
-            at_exit.callback(stopped.set)
-            futures = [pool.submit(work, i) for i in range(len(paths))]
-            for future in futures:
-                while not concurrent.futures.wait([future], timeout=_POLL_S).done:
-                    progress(sum(done) / len(done))
-                yield future.result()
-        progress(1.0)
+    jobs = max(1, min(jobs, len(paths)))
+    # The caller may leave at any time. Then no thread begins another file, and each ends its own after one window.
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool, contextlib.ExitStack() as at_exit:
+        at_exit.callback(pool.shutdown, wait=False, cancel_futures=True)
+        at_exit.callback(stopped.set)
+        upcoming = iter(range(len(paths)))
+        running = collections.deque(pool.submit(work, i) for i in itertools.islice(upcoming, jobs + _AHEAD))
+        while running:
+            while not concurrent.futures.wait([running[0]], timeout=_POLL_S).done:
+                progress(sum(shares) / len(shares))
+            yield running.popleft().result()
+            running.extend(pool.submit(work, i) for i in itertools.islice(upcoming, 1))
+    progress(1.0)

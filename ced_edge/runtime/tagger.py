@@ -1,4 +1,4 @@
-"""What is heard in audio: a bundle's model over the windows of a stream, and of a whole clip, which is the same."""
+"""A bundle's model over the windows of audio. A whole clip is a stream that gets all its samples at once."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ced_edge.arrays import Float32
+from ced_edge.audio.base import AudioError
 from ced_edge.audio.intake import Intake
+from ced_edge.audio.read import stream as read_pieces
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import StreamMel, log_mel
 from ced_edge.labels import Label, labels
 from ced_edge.runtime.backends import Backend, NotInstalled, Port, load_backend, packages
-from ced_edge.runtime.bundle import Bundle, ModelFile, read_bundle
+from ced_edge.runtime.bundle import BUNDLE_NAME, Bundle, ModelFile, read_bundle
 from ced_edge.windows import n_full, n_windows, span, times_s
 
 
 @dataclass(frozen=True, eq=False)
 class Tags:
-    """What a model says of one window."""
+    """The predictions for one window."""
 
     start_s: float
+    """Seconds from the start of the stream."""
     end_s: float
-    """From the stream's beginning."""
     probs: Float32
-    """(n_classes,) in [0, 1]."""
+    """(n_classes,) in [0, 1]. Several classes may be likely at once, so they do not sum to 1."""
 
     def top(self, k: int, threshold: float = 0.0) -> list[tuple[Label, float]]:
-        """The `k` likeliest classes of at least `threshold`, the likeliest first."""
+        """The `k` likeliest classes with a probability of at least `threshold`, the likeliest first."""
         order = np.argsort(-self.probs, kind="stable")[:k]
         return [(labels()[i], float(self.probs[i])) for i in order if self.probs[i] >= threshold]
 
 
 class Tagger:
-    """A bundle's model, loaded and checked. One instance serves one thread at a time."""
+    """A bundle's model, loaded and checked. Use one instance in one thread at a time."""
 
     def __init__(
         self,
@@ -49,11 +51,11 @@ class Tagger:
         threads: int = 1,
         runtime: str | None = None,
     ) -> None:
-        """Load the first model file that fits (see `Bundle.file`) and that an installed runtime can run.
+        """Load the first model file with this kind, format and name (see `Bundle.fitting`) whose runtime is installed.
 
-        `runtime` is the package to use: onnxruntime, ai-edge-litert, tflite-runtime or tensorflow. Raises InputError
-        when no file fits, when no runtime for it is installed (the message names the package to install), or when the
-        file does not match bundle.json.
+        `threads` is the number of threads inside one prediction. `runtime` is the package to use: onnxruntime,
+        ai-edge-litert, tflite-runtime or tensorflow. Raises InputError when there is no such file, when no runtime for
+        it is installed (the message names the package to install), or when the file is not what bundle.json says.
         """
         self._threads, self._runtime = threads, runtime
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
@@ -68,53 +70,71 @@ class Tagger:
 
     @property
     def rate_hz(self) -> int:
-        """Of the samples that the model hears."""
+        """Sample rate of the model's input. Audio of another rate is resampled to it."""
         return self.bundle.spec.frontend.rate_hz
 
     def predict_window(self, wave: Float32, mels: StreamMel | None = None, start: int = 0) -> Float32:
-        """One window (samples,), not longer than the bundle's -> probabilities (n_classes,).
+        """One window (samples,) at `rate_hz`, not longer than the bundle's -> probabilities (n_classes,).
 
-        A window shorter than the only one that a model file takes is repeated to fill it; zeros would cost accuracy.
-        Else zeros fill up to one patch. With `mels`, the window is that of a stream from sample `start` on.
-        Raises CedEdgeError when the answer is none.
+        Give `mels`, which holds the frames of earlier windows, and the first sample `start` for a window of a stream.
+        Raises CedEdgeError when the model fails, or returns anything but n_classes finite numbers.
         """
         if not 0 < len(wave) <= self.bundle.window_samples:
             raise ValueError(f"a window holds 1 to {self.bundle.window_samples} samples, not {len(wave)}")
         spec, x = self.bundle.spec, wave
         if self._steps > 0 and len(wave) != self.bundle.window_samples:
+            # The file accepts full windows alone. A repeated clip sounds like the clip; zeros would cost accuracy.
             x = np.resize(wave, self.bundle.window_samples)
         elif len(wave) < spec.min_samples:
-            x = np.pad(wave, (0, spec.min_samples - len(wave)))
+            x = np.pad(wave, (0, spec.min_samples - len(wave)))  # the model needs one patch at least
         if self.bundle.input == "mel":
-            shared = mels is not None and x is wave
-            x = mels.log_mel(x, start) if mels is not None and shared else log_mel(x, spec.frontend)
+            # Frames are shared between windows only where the window is the stream's own samples.
+            x = mels.log_mel(x, start) if mels is not None and x is wave else log_mel(x, spec.frontend)
         (probs, *_) = self.backend.run(np.ascontiguousarray(x[None]))
         if probs.shape != (1, spec.n_classes) or not np.isfinite(probs).all():
-            raise CedEdgeError(f"{self.path} gave no {spec.n_classes} probabilities: it is broken, export it again")
+            raise CedEdgeError(
+                f"{self.path} did not return {spec.n_classes} finite numbers: it is broken, export it again"
+            )
         return np.asarray(probs[0], np.float32)
 
     def tag(
         self, samples: ArrayLike, rate_hz: int | None = None, window_s: float | None = None, hop_s: float | None = None
     ) -> list[Tags]:
-        """Audio (n,) or (n, channels) of any length -> what each window holds: a stream fed once."""
+        """Floats (n,) or (n, channels) in [-1, 1], of any length -> the predictions for each window.
+
+        `rate_hz` is that of the samples (default: the model's). Windows of `window_s` (default: the bundle's) start
+        every `hop_s` (default: one after the other). Raises InputError on unusable samples, rates or windows.
+        """
         stream = StreamingTagger(self, window_s, hop_s)
         return list(tag_stream(stream, [(samples, rate_hz)]))
 
+    def tag_file(self, path: Path | str, window_s: float | None = None, hop_s: float | None = None) -> list[Tags]:
+        """An audio file of any format, rate and length -> the predictions for each window, as `tag` does.
+
+        The file is read in pieces: only the predictions, 2 kB per window, grow with its length. Raises AudioError on
+        a file that holds no usable audio, and InputError on wrong windows.
+        """
+        return list(tag_file(StreamingTagger(self, window_s, hop_s), Path(path)))
+
     def predict(self, samples: ArrayLike, rate_hz: int | None = None) -> Float32:
-        """Audio of any length -> probabilities (n_classes,) of all of it. Raises InputError where there is none."""
+        """Samples as in `tag` -> probabilities (n_classes,) of the whole audio: the mean over its windows.
+
+        Raises InputError as `tag` does, and when there are no samples.
+        """
         return mean_probs(self.tag(samples, rate_hz))
 
 
 class StreamingTagger:
-    """Windows over audio that comes in pieces: `accept` them, and `pop` while it is `ready`; at the end `finish`.
+    """Windows over audio that comes in pieces: `accept` each piece, `pop` while `ready`, and at the end `finish`.
 
-    How the audio is cut changes no bit of the answers. Kept are the samples of windows not popped yet, and one more.
+    The predictions are the same, bit for bit, however the audio is cut. Memory does not grow with the stream: it holds
+    the samples of the windows that are not popped yet, and of one more.
     """
 
     def __init__(self, tagger: Tagger, window_s: float | None = None, hop_s: float | None = None) -> None:
-        """Windows of `window_s` (default: the bundle's) every `hop_s` (default: one after the other).
+        """Use windows of `window_s` (default: the bundle's) every `hop_s` (default: one after the other).
 
-        Raises InputError when they do not fit the bundle, or would leave samples out.
+        Raises InputError when the bundle's model does not accept such a window, or when the hop is longer than it.
         """
         self.tagger = tagger
         bundle, rate = tagger.bundle, tagger.rate_hz
@@ -133,33 +153,37 @@ class StreamingTagger:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new stream, at index 0 and any rate."""
+        """Start a new stream, at 0 s. Its rate may be another one."""
         self._intake = Intake(self.tagger.rate_hz)
         self._mels = StreamMel(self.tagger.bundle.spec.frontend)
         self._next = 0
 
     def accept(self, samples: ArrayLike, rate_hz: int | None = None) -> None:
-        """Take the next piece, see `Intake.accept`. Raises InputError, and has taken nothing, when it is no use."""
+        """Add the next samples: floats (n,) or (n, channels) in [-1, 1].
+
+        `rate_hz` is their rate (default: that of the samples before, at the start the model's). Raises InputError on
+        unusable samples, and then adds none of them; see `Intake.accept`.
+        """
         self._intake.accept(samples, rate_hz)
 
     def finish(self) -> None:
-        """No more audio will come: the tail becomes a window."""
+        """End the stream: what is left after the last full window becomes a shorter window."""
         self._intake.finish()
 
     def ready(self) -> int:
-        """How many windows can be popped."""
+        """The number of windows that can be popped."""
         count = n_windows if self._intake.finished else n_full
         return count(self._intake.samples, self.window, self.hop) - self._next
 
     def pop(self) -> Tags:
-        """Hear the next window. Raises InputError when none is ready."""
+        """Predict the next window. Raises InputError when none is ready."""
         start, stop = self._advance()
         probs = self.tagger.predict_window(self._intake.view(start, stop), self._mels, start)
         self._intake.drop(self._next * self.hop)
         return Tags(*times_s((start, stop), self.tagger.rate_hz), probs)
 
     def skip(self) -> None:
-        """Let the next window go by unheard, as a machine must that is too slow. Raises InputError as `pop` does."""
+        """Leave out the next window, because the machine is too slow. Raises InputError as `pop` does."""
         self._advance()
         self._intake.drop(self._next * self.hop)
 
@@ -171,7 +195,7 @@ class StreamingTagger:
 
 
 def tag_stream(stream: StreamingTagger, pieces: Iterable[tuple[ArrayLike, int | None]]) -> Iterator[Tags]:
-    """All windows of pieces of (samples, rate), each as soon as it is full."""
+    """The predictions for pieces of (samples, rate), each as soon as its window is full."""
     for samples, rate_hz in pieces:
         stream.accept(samples, rate_hz)
         while stream.ready():
@@ -181,10 +205,30 @@ def tag_stream(stream: StreamingTagger, pieces: Iterable[tuple[ArrayLike, int | 
         yield stream.pop()
 
 
+def tag_file(stream: StreamingTagger, path: Path) -> Iterator[Tags]:
+    """The predictions for an audio file, in windows of `stream`. Every error names the file.
+
+    Raises AudioError when it holds no usable audio, and CedEdgeError when the model fails.
+    """
+    empty = True
+    try:
+        for tags in tag_stream(stream, read_pieces(path)):
+            empty = False
+            yield tags
+    except AudioError:
+        raise
+    except InputError as e:  # such as a NaN in its samples
+        raise AudioError(str(path), str(e)) from e
+    except CedEdgeError as e:
+        raise CedEdgeError(f"{path}: {e}") from e
+    if empty:  # of one sample at 48 kHz, for example, resampling leaves none
+        raise AudioError(str(path), f"too short: no sample is left at {stream.tagger.rate_hz} Hz")
+
+
 def mean_probs(tags: Sequence[Tags]) -> Float32:
-    """Probabilities (n_classes,) over windows, each counting by the seconds it holds. Raises InputError without any."""
+    """The mean (n_classes,) over windows, weighted by their length in seconds. Raises InputError without windows."""
     if not tags:
-        raise InputError("no samples to hear")
+        raise InputError("there are no samples to predict")
     seconds = [t.end_s - t.start_s for t in tags]
     return np.average([t.probs for t in tags], axis=0, weights=seconds).astype(np.float32)
 
@@ -196,7 +240,10 @@ def _samples(name: str, seconds: float, rate_hz: int) -> int:
 
 
 def _load(bundle: Bundle, files: Sequence[ModelFile], threads: int, runtime: str | None) -> tuple[ModelFile, Backend]:
-    """The first file whose runtime is installed, with its backend. With `runtime`, the first that this package runs."""
+    """The first file whose runtime is installed, and its backend. With `runtime`, the first that this package runs.
+
+    A file that is broken is an error, and not skipped: the caller would get another model without notice.
+    """
     usable = [f for f in files if runtime is None or runtime in packages(f.format)]
     if not usable:
         names, known = ", ".join(f.name for f in files), dict.fromkeys(p for f in files for p in packages(f.format))
@@ -211,34 +258,37 @@ def _load(bundle: Bundle, files: Sequence[ModelFile], threads: int, runtime: str
 
 
 def _input_steps(bundle: Bundle, backend: Backend, path: Path) -> int:
-    """Check the file's ports against the manifest; the steps in time of its only input, -1 where they are free."""
+    """Samples or frames that the file's input has, -1 where any number will do.
+
+    Raises InputError when its inputs or outputs are not those that bundle.json describes.
+    """
     spec, mel = bundle.spec, bundle.input == "mel"
-    want_in = (-1, spec.frontend.n_mels, bundle.window_frames) if mel else (-1, bundle.window_samples)
-    want_out = (-1, spec.n_classes)
+    input_shape = (-1, spec.frontend.n_mels, bundle.window_frames) if mel else (-1, bundle.window_samples)
     for what, ports, name, shape in (
-        ("input", backend.inputs, bundle.input, want_in),
-        ("output", backend.outputs, bundle.output, want_out),
+        ("input", backend.inputs, bundle.input, input_shape),
+        ("output", backend.outputs, bundle.output, (-1, spec.n_classes)),
     ):
-        if len(ports) != 1 or not _agrees(ports[0], name, shape, any_name=path.suffix == ".tflite"):
-            found = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in ports)
+        if len(ports) != 1 or not _fits(ports[0], name, shape, any_name=path.suffix == ".tflite"):
+            actual = ", ".join(f"{p.name} {p.shape} {p.dtype}" for p in ports) or "missing"
             raise InputError(
-                f"{path} is not what its manifest says: its {what} is {found}, not {name} {shape} float32; "
+                f"{path} is not what its {BUNDLE_NAME} says: its {what} is {actual}, not {name} {shape} float32; "
                 "export the bundle again"
             )
     return backend.inputs[0].shape[-1]
 
 
-def _check_labels(backend: Backend, path: Path) -> None:
-    """What other programs read from the file must be the names of its outputs."""
-    told = backend.metadata.get("labels")
-    with contextlib.suppress(ValueError):
-        if told is None or json.loads(told) == [label.name for label in labels()]:
-            return
-    raise InputError(f"{path} carries other labels than the bundle, or another order of them: export the bundle again")
-
-
-def _agrees(port: Port, name: str, shape: tuple[int, ...], any_name: bool) -> bool:
-    """Whether a port has these sizes, free ones aside. A batch may be fixed at 1. TFLite's names are its own."""
+def _fits(port: Port, name: str, shape: tuple[int, ...], any_name: bool) -> bool:
+    """Whether a port has this name and shape. Its batch may be 1, and any of its sizes may be free (-1)."""
+    # Converters to TFLite give names of their own, such as `serving_default_args_0:0`.
     if port.dtype != "float32" or len(port.shape) != len(shape) or not (any_name or port.name == name):
         return False
     return port.shape[0] in (-1, 1) and all(a in (-1, b) for a, b in zip(port.shape[1:], shape[1:], strict=True))
+
+
+def _check_labels(backend: Backend, path: Path) -> None:
+    """Raise InputError unless the labels inside the file, which other programs read, are those of its outputs."""
+    text = backend.metadata.get("labels")
+    with contextlib.suppress(ValueError, RecursionError):
+        if text is None or json.loads(text) == [label.name for label in labels()]:
+            return
+    raise InputError(f"{path} carries other labels than the bundle, or another order of them: export the bundle again")
