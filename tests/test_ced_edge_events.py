@@ -23,7 +23,7 @@ def stream_of(rows: Sequence[Sequence[float]], window_s: float = 2.0, hop_s: flo
 
 def one(probs: Sequence[float], **rule: Any) -> list[tuple[float, float]]:
     """(start, end) of the events of a single class, over windows of 2 s every second."""
-    return [(e.start_s, e.end_s) for e in find_events(stream_of([[p] for p in probs]), EventRule(**rule), 1)]
+    return [(e.start_s, e.end_s) for e in find_events(stream_of([[p] for p in probs]), EventRule(**rule))]
 
 
 def test_hysteresis_by_hand() -> None:
@@ -38,7 +38,7 @@ def test_the_first_window_speaks_from_its_start_and_the_last_to_its_end() -> Non
 
 def test_windows_one_after_the_other_end_where_they_end() -> None:
     tags = stream_of([[0.0], [0.9], [0.9], [0.0]], window_s=2.0, hop_s=2.0)
-    (event,) = find_events(tags, EventRule(0.5, 0.5), 1)
+    (event,) = find_events(tags, EventRule(0.5, 0.5))
     assert (event.start_s, event.end_s) == (2.0, 6.0)
     assert borders_s(tags).tolist() == [0, 2, 4, 6, 8]
 
@@ -46,7 +46,7 @@ def test_windows_one_after_the_other_end_where_they_end() -> None:
 def test_a_short_tail() -> None:
     tags = [*stream_of([[0.0], [0.9]]), Tags(2.0, 2.5, np.array([0.9], np.float32))]
     assert borders_s(tags).tolist() == [0.0, 1.5, 2.125, 2.5]
-    (event,) = find_events(tags, EventRule(0.5, 0.5), 1)
+    (event,) = find_events(tags, EventRule(0.5, 0.5))
     assert (event.start_s, event.end_s) == (1.5, 2.5)
 
 
@@ -67,7 +67,7 @@ def test_smoothing_takes_the_mean_and_stays_in_place() -> None:
 
 def test_thresholds_of_single_classes() -> None:
     rule = EventRule(0.5, 0.4, classes={1: (0.9, 0.1)})
-    found = find_events(stream_of([[0.0, 0.0], [0.6, 0.6], [0.3, 0.95], [0.0, 0.2], [0.0, 0.0]]), rule, 2)
+    found = find_events(stream_of([[0.0, 0.0], [0.6, 0.6], [0.3, 0.95], [0.0, 0.2], [0.0, 0.0]]), rule)
     assert [(e.index, e.start_s, e.end_s) for e in found] == [(0, 1.5, 2.5), (1, 1.5, 4.5)]
     assert [e.peak for e in found] == pytest.approx([0.6, 0.95])
 
@@ -75,8 +75,8 @@ def test_thresholds_of_single_classes() -> None:
 def test_what_was_not_heard_did_not_go_on() -> None:
     """Skipped windows that leave audio out end an event; those that leave none out do not."""
     tags = stream_of([[0.9]] * 8)
-    assert len(find_events([tags[0], tags[2], tags[3]], EventRule(), 1)) == 1
-    found = find_events([*tags[:2], *tags[5:]], EventRule(smooth=2), 1)
+    assert len(find_events([tags[0], tags[2], tags[3]], EventRule())) == 1
+    found = find_events([*tags[:2], *tags[5:]], EventRule(smooth=2))
     assert [(e.start_s, e.end_s) for e in found] == [(0.0, 3.0), (5.0, 9.0)]
 
 
@@ -127,7 +127,7 @@ def test_events_are_as_defined(
 ) -> None:
     on, off = thresholds
     rule = EventRule(on, off, min_duration_s, smooth)
-    assert find_events(stream_of([[p] for p in probs]), rule, 1) == slowly(probs, on, off, min_duration_s, smooth)
+    assert find_events(stream_of([[p] for p in probs]), rule) == slowly(probs, on, off, min_duration_s, smooth)
 
 
 @pytest.mark.parametrize(

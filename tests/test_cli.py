@@ -186,7 +186,7 @@ def test_teach_then_train_then_evaluate(call: Call, packed: Pack, teacher: Path,
     wanted = ["train", "--pack", packed.location, "--store", "s", "--out", "r", *flags]
     code, out, err = call(*wanted)
     assert (code, out) == (0, "r/model.safetensors\n")
-    assert "train: step 4 of 4, loss" in err
+    assert "train: 4 of 4, loss" in err
     refused(call(*wanted), 2, "r holds a run already: add --resume")
     assert call(*wanted, "--resume")[:2] == (0, "r/model.safetensors\n")
     code, out, _ = call(*wanted, "--resume", "--json")

@@ -31,7 +31,7 @@ def test_a_store_writes_into_its_folder_alone(tmp_path: Path, name: str) -> None
         assert store.file(0, name) == tmp_path / "store" / "e000" / "...parquet"
         return
     for use in (lambda: store.write(0, name, top), lambda: store.done(0, name), lambda: store.read(0, name, 1)):
-        with pytest.raises(InputError, match="is no name of a file inside"):
+        with pytest.raises(InputError, match="is not the name of a file inside"):
             use()
     assert list(tmp_path.iterdir()) == []
 

@@ -123,10 +123,20 @@ class Events:
         return sorted(ended, key=lambda e: e.start_s)
 
 
-def find_events(tags: Iterable[Tags], rule: EventRule, n_classes: int) -> list[Event]:
-    """All events of a stream, in the order they ended."""
-    events = Events(rule, n_classes)
-    return [e for t in tags for e in events.push(t)] + events.finish()
+def find_events(tags: Iterable[Tags], rule: EventRule | None = None) -> list[Event]:
+    """All events in the windows of a stream, in the order in which they end.
+
+    `rule` is EventRule() by default. Raises InputError when the rule names a class that the tags do not have.
+    """
+    windows = iter(tags)
+    first = next(windows, None)
+    if first is None:
+        return []
+    events = Events(rule or EventRule(), len(first.probs))
+    found = events.push(first)
+    for window in windows:
+        found += events.push(window)
+    return found + events.finish()
 
 
 def borders_s(tags: Iterable[Tags]) -> Float64:

@@ -146,7 +146,7 @@ class MobileNet(nn.Module):
 
 
 def kaldi_mel_filters() -> Tensor:
-    """Kaldi's triangular filters, 128 bins from 0 to 15,000 Hz: (128, 513). Their sides are straight in mel, not in Hz."""
+    """Kaldi's triangular filters, 128 bins from 0 to 15,000 Hz: (128, 513). Their sides are straight in mel."""
 
     def mel(hz: Tensor) -> Tensor:
         return 1127.0 * torch.log1p(hz / 700.0)
