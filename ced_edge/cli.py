@@ -104,7 +104,7 @@ def main() -> None:
     debug, arguments = "--debug" in sys.argv[1:], [arg for arg in sys.argv[1:] if arg != "--debug"]
     try:
         with _print_notices():
-            cli.main(arguments, standalone_mode=False)
+            cli.main(arguments, prog_name="ced-edge", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as e:
         e.show()
         sys.exit(e.exit_code)

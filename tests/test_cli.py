@@ -83,6 +83,7 @@ def test_version(call: Call) -> None:
 
 def test_usage_errors_exit_with_2(call: Call) -> None:
     refused(call("distil"), 2, "No such command 'distil'")
+    refused(call("pack"), 2, "(ced-edge pack --help)")
     refused(call("pack"), 2, "Missing")
     refused(call("pack", "x", "--out", "y", "--rate", "much"), 2, "not a valid integer")
     assert call()[0] == 2

@@ -180,11 +180,10 @@ def test_clips_without_labels_or_sound(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--format", "tflight"], "unknown format 'tflight': choose from onnx, tflite"),
-        (["--window", "0", "--format", "onnx"], "--window 0 does not fit the model: choose 0.15 to 10 seconds\n"),
+        (["--format", "tflight"], "'tflight' is not one of 'onnx', 'tflite'"),
+        (["--window", "0.1", "--format", "onnx"], "--window 0.1 does not fit the model: choose 0.15 to 10 seconds\n"),
         (["--window", "0.3"], "--window 0.3 does not fit the model: choose 0.31 to 10 seconds, or from 0.15 with"),
         (["--window", "11"], "--window 11 does not fit the model"),
-        (["--window", "nan"], "--window nan does not fit the model"),
         (["--kinds", "int8-static"], "int8-static needs sounds"),
         (["--data", "nowhere.csv"], "no such manifest or folder: nowhere.csv"),
     ],
