@@ -297,7 +297,7 @@ def test_pinned_hash_options_and_device(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="unknown device"):
         load_teacher(path, device="gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no GPU here"):
+        with pytest.raises(InputError, match="finds no GPU on this machine"):
             load_teacher(path, device="cuda")
     assert [t.name for t in load_teachers(parse_teachers([f"x={path}", str(path)]))] == ["x", "mn"]
 
