@@ -32,7 +32,7 @@ class Notebook:
         self.events: list[Event] = []
         self.notes: list[str] = []
 
-    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
+    def tags(self, tags: Tags, active: list[int], stats: ListenStats) -> None:
         self.seen.append(tags)
 
     def event(self, event: Event) -> None:
@@ -63,27 +63,27 @@ def run(source: Any, hop_s: float = 0.1, **options: Any) -> tuple[ListenStats, N
 
 
 def test_a_slow_machine_skips_windows_and_says_so() -> None:
-    heard, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=True))
-    assert heard.skipped > 20
-    assert heard.windows + heard.skipped == 1 + 30 + 20  # one every 0.1 s, none lost from the count
-    assert heard.windows == len(book.seen)
-    # It never lags more than half a second: what is heard next began at most 0.5 s + a window ago.
+    stats, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=True))
+    assert stats.skipped > 20
+    assert stats.windows + stats.skipped == 1 + 30 + 20  # one every 0.1 s, none lost from the count
+    assert stats.windows == len(book.seen)
+    # It never lags more than half a second: what is stats next began at most 0.5 s + a window ago.
     assert book.seen[1].start_s >= 3.2 - 0.2 - 0.5
-    assert heard.seconds == pytest.approx(5.2)
+    assert stats.seconds == pytest.approx(5.2)
     assert "too slow for a hop of 0.1 s" in book.notes[0]
     assert "windows skipped so far" in book.notes[0]
 
 
 def test_falling_behind_for_long_is_told_of_now_and_then() -> None:
-    heard, book = run(Burst([1.0] * 100, live=True))
-    assert heard.skipped > 500
+    stats, book = run(Burst([1.0] * 100, live=True))
+    assert stats.skipped > 500
     assert 3 < len(book.notes) < 12
 
 
 def test_what_is_not_live_is_never_skipped() -> None:
-    heard, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=False))
-    assert heard.skipped == 0
-    assert heard.windows == 51
+    stats, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=False))
+    assert stats.skipped == 0
+    assert stats.windows == 51
     assert book.notes == []
 
 
@@ -95,9 +95,9 @@ def test_the_last_events_are_flushed() -> None:
 @pytest.mark.parametrize("live", [True, False])
 def test_stopping_ends_the_events_and_hears_no_more(live: bool) -> None:
     asked = iter([False] * 3)
-    heard, book = run(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
-    assert heard.windows == 3
-    assert book.events[-1].end_s == book.seen[-1].end_s == heard.seconds
+    stats, book = run(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
+    assert stats.windows == 3
+    assert book.events[-1].end_s == book.seen[-1].end_s == stats.seconds
 
 
 def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
@@ -130,48 +130,48 @@ class Pieces:
 
 
 def fails(source: Any, error: str) -> tuple[ListenStats, Notebook]:
-    """What is heard of a source before its error."""
-    heard, book = ListenStats(), Notebook()
+    """What is stats of a source before its error."""
+    stats, book = ListenStats(), Notebook()
     stream = StreamingTagger(Loudness(0.2), hop_s=0.1)
     with pytest.raises(CedEdgeError, match=error):
-        listen(source, stream, Events(EventRule(), 2), book, heard=heard)
-    return heard, book
+        listen(source, stream, Events(EventRule(), 2), book, stats=stats)
+    return stats, book
 
 
 @pytest.mark.parametrize("cuts", [[96_000], [64_000], [1_000], [1, 4_800, 77], [65_537]])
 @pytest.mark.parametrize("at", [0, 64_000, 95_999])
 def test_what_came_before_a_nan_is_heard_however_it_is_cut(cuts: list[int], at: int) -> None:
-    heard, book = fails(Pieces(with_nan(cuts, at)), rf"the sample at {at / 48_000:.3f} s \(index {at}\) is NaN")
+    stats, book = fails(Pieces(with_nan(cuts, at)), rf"the sample at {at / 48_000:.3f} s \(index {at}\) is NaN")
     whole = StreamingTagger(Loudness(0.2), hop_s=0.1)
     wave = np.ones((at, 2), np.float32)
     wave[:30_000] = 0
     expected = list(tag_stream(whole, [(wave, 48_000)] if at else []))
     assert [(t.start_s, t.end_s) for t in book.seen] == [(t.start_s, t.end_s) for t in expected]
     assert all(np.array_equal(a.probs, b.probs) for a, b in zip(book.seen, expected, strict=True))
-    assert heard.windows == len(expected)
+    assert stats.windows == len(expected)
     assert [e.index for e in book.events] == ([1, 0] if at else [])
-    assert all(e.end_s == heard.seconds for e in book.events[1:])
+    assert all(e.end_s == stats.seconds for e in book.events[1:])
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_what_came_before_a_source_fails_is_heard(live: bool) -> None:
     piece = (np.ones(RATE // 4, np.float32), RATE)
-    heard, book = fails(Pieces([[piece], [piece], [piece], CedEdgeError("gone")], live), "gone")
-    assert (heard.seconds, heard.skipped) == (0.75, 0)
+    stats, book = fails(Pieces([[piece], [piece], [piece], CedEdgeError("gone")], live), "gone")
+    assert (stats.seconds, stats.skipped) == (0.75, 0)
     assert [(e.index, e.start_s, e.end_s) for e in book.events] == [(0, 0.0, 0.75)]
 
 
 @pytest.mark.parametrize("frames", [RATE // 2, 0])
 def test_another_rate_in_the_middle(frames: int) -> None:
     piece = np.ones(frames, np.float32)
-    heard, _ = fails(Pieces([[(piece, RATE)], [(piece, 8_000)]]), "was given samples of 8000 Hz")
-    assert heard.seconds == frames / RATE
+    stats, _ = fails(Pieces([[(piece, RATE)], [(piece, 8_000)]]), "was given samples of 8000 Hz")
+    assert stats.seconds == frames / RATE
 
 
 def test_a_file_is_heard_whole(tmp_path: Path) -> None:
     wave = np.random.default_rng(0).uniform(-1, 1, (48_000, 2))
     soundfile.write(tmp_path / "x.wav", wave, 48_000)
-    heard, _ = run(FileSource(tmp_path / "x.wav"))
-    assert (heard.windows, heard.skipped) == (9, 0)
+    stats, _ = run(FileSource(tmp_path / "x.wav"))
+    assert (stats.windows, stats.skipped) == (9, 0)
     with pytest.raises(AudioError, match="no such file"):
         run(FileSource(tmp_path / "y.wav"))

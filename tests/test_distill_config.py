@@ -177,7 +177,9 @@ def test_view_flags_go_before_toml(tmp_path: Path) -> None:
 
 def test_shipped_configs_are_read() -> None:
     """Every TOML file of the repository is a training config, a view recipe or a list of teachers."""
-    for path in sorted((REPOSITORY / "runs").glob("*.toml")):
+    paths = sorted((REPOSITORY / "runs").glob("*.toml"))
+    assert {"ced_tiny.toml", "ced_mini.toml", "ced_base.toml"} <= {path.name for path in paths}
+    for path in paths:
         keys = set(read_toml(path))
         if keys == {"teachers"}:
             parse_teachers([], path)

@@ -137,7 +137,7 @@ def test_the_student_hears_the_visible_patches_only() -> None:
     mae = autoencoder().eval()  # in training the statistics of a batch pass through init_bn, as they always do
     mel = torch.randn(1, 64, 96, requires_grad=True)
     order, visible = shuffles(1, 0, 1, 24), 6
-    mae.fill_in(mel, order, visible).square().sum().backward()
+    mae.reconstruct(mel, order, visible).square().sum().backward()
     assert mel.grad is not None
     heard = F.unfold(mel.grad[:, None], kernel_size=16, stride=16)[0].abs().sum(dim=0)  # (24,)
     assert (heard[order[0, :visible]] > 0).all()
@@ -148,7 +148,7 @@ def test_the_loss_is_the_error_on_the_hidden_patches() -> None:
     mae, wave = autoencoder().eval(), torch.randn(2, RATE_HZ)
     order, visible = shuffles(0, 0, 2, 24), 6
     mel = mae.student.front_end(wave)
-    imagined, wanted = mae.fill_in(mel, order, visible, 5).detach(), mae.targets(mel)
+    imagined, wanted = mae.reconstruct(mel, order, visible, 5).detach(), mae.targets(mel)
     errors = [
         float((imagined[b, i] - wanted[b, order[b, visible + i]]).square().mean()) for b in range(2) for i in range(18)
     ]
@@ -159,7 +159,7 @@ def test_what_is_filled_in_depends_on_where_it_is_and_not_on_the_order_of_the_sh
     mae, mel = autoencoder().eval(), torch.randn(1, 64, 96)
     order = shuffles(0, 0, 1, 24)
     turned = torch.cat([order[:, :6].flip(1), order[:, 6:].flip(1)], dim=1)
-    a, b = mae.fill_in(mel, order, 6), mae.fill_in(mel, turned, 6)
+    a, b = mae.reconstruct(mel, order, 6), mae.reconstruct(mel, turned, 6)
     torch.testing.assert_close(a, b.flip(1), atol=1e-5, rtol=1e-4)
     assert not torch.allclose(a[0, 0], a[0, 1], atol=1e-3)
 

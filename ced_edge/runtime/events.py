@@ -83,7 +83,7 @@ class Events:
 
     def push(self, tags: Tags) -> list[Event]:
         """Take the next window; the events that ended with it, by start."""
-        # Where windows were skipped and audio went unheard, nothing is known to have gone on.
+        # Windows were skipped, so nobody knows whether a sound continued: all events end before the gap.
         ended = self.finish() if self._recent and tags.start_s > self._recent[-1].end_s else []
         first = not self._recent
         self._recent.append(tags)

@@ -1,4 +1,4 @@
-"""Listening: windows and events as the audio comes, without falling behind."""
+"""Listen: windows and events as the audio arrives. A machine that is too slow skips windows, and keeps up."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from ced_edge.runtime.events import Event, Events
 from ced_edge.runtime.tagger import StreamingTagger, Tags
 
 MAX_LAG_S = 0.5
-"""A live source that is further behind skips windows."""
+"""Windows of a live source are skipped when more than this waits."""
 _WAIT_S = 0.2
+"""Longest wait for audio before `stopped` is asked again."""
 
 
 @dataclass
 class ListenStats:
-    """What became of a stream."""
+    """How much of a stream was predicted."""
 
     seconds: float = 0.0
+    """From the start of the stream to the end of the last window."""
     windows: int = 0
     skipped: int = 0
-    """Windows that went by unheard, because the machine was too slow."""
+    """Windows that were not predicted, because the machine was too slow."""
 
 
 class Show(Protocol):
-    """Where the answers go."""
+    """Where the results go: a screen, lines of text, or JSON."""
 
-    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
-        """The next window, and the classes whose event is going on."""
+    def tags(self, tags: Tags, active: list[int], stats: ListenStats) -> None:
+        """Show a window, and the classes that have an event now."""
         ...
 
     def event(self, event: Event) -> None:
-        """An event that has ended."""
+        """Show an event that has ended."""
         ...
 
     def note(self, text: str) -> None:
-        """Something the user should know."""
+        """Show a message for the user."""
         ...
 
 
@@ -51,27 +53,29 @@ def listen(
     events: Events,
     show: Show,
     stopped: Callable[[], bool] = lambda: False,
-    heard: ListenStats | None = None,
+    stats: ListenStats | None = None,
 ) -> ListenStats:
-    """Hear a source to its end, its tail too, and then end the events that were going on.
+    """Predict a source to its end, the last incomplete window too, and then end all open events.
 
-    Once `stopped`, only the events are ended, however much waits to be heard. Where the source fails or gives samples
-    that are no use, what came before is heard to the end, and then the CedEdgeError is raised; `heard`, if given, is
-    filled in all the same.
+    When `stopped` returns True, the open events are ended at once, and the audio that waits is dropped. When the source
+    fails, or gives unusable samples, everything before is predicted first, and then the CedEdgeError is raised.
+    `stats`, if given, is filled in that case too.
     """
-    heard, most = heard or ListenStats(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
-    told, error = 0, None
+    stats, most = stats or ListenStats(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
+    reported, error = 0, None
 
     def tag_next() -> None:
         tags = stream.pop()
-        heard.windows += 1
+        stats.windows += 1
         ended = events.push(tags)
-        heard.seconds = tags.end_s
-        show.tags(tags, events.active, heard)
+        stats.seconds = tags.end_s
+        show.tags(tags, events.active, stats)
         for event in ended:
             show.event(event)
 
     while not stopped():
+        # A file waits for us, so a window that is ready comes first. A live source does not wait: its audio is taken
+        # in at once.
         if source.live or not stream.ready():
             try:
                 pieces = source.read(0.0 if stream.ready() else _WAIT_S)
@@ -84,10 +88,12 @@ def listen(
                 break
         while source.live and stream.ready() > most:
             stream.skip()
-            heard.skipped += 1
-        if heard.skipped > 2 * told:
-            told = heard.skipped
-            show.note(f"too slow for a hop of {stream.hop_s:g} s: {told} windows skipped so far (try a longer --hop)")
+            stats.skipped += 1
+        if stats.skipped > 2 * reported:  # a note at 1, 3, 7 ... skipped windows, and not at each of them
+            reported = stats.skipped
+            show.note(
+                f"too slow for a hop of {stream.hop_s:g} s: {reported} windows skipped so far (try a longer --hop)"
+            )
         if stream.ready():
             tag_next()
     stream.finish()
@@ -97,11 +103,14 @@ def listen(
         show.event(event)
     if error is not None:
         raise error
-    return heard
+    return stats
 
 
 def _accept(stream: StreamingTagger, samples: Float32, rate_hz: int) -> None:
-    """Of a piece with a sample that is no number, what comes before it; else an error would depend on the pieces."""
+    """Take a piece. If it holds a sample that is not finite, take the samples before it, and then raise the error.
+
+    So the windows before the error do not depend on how the audio was cut into pieces.
+    """
     try:
         stream.accept(samples, rate_hz)
     except CedEdgeError:

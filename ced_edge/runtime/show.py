@@ -44,12 +44,12 @@ class JsonLines:
     threshold: float
     events_only: bool
 
-    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
+    def tags(self, tags: Tags, active: list[int], stats: ListenStats) -> None:
         if not self.events_only:
             found = tag_dicts(tags, self.top, self.threshold)
             names = [labels()[i].name for i in active]
             self._put(
-                type="tags", start_s=tags.start_s, end_s=tags.end_s, tags=found, active=names, skipped=heard.skipped
+                type="tags", start_s=tags.start_s, end_s=tags.end_s, tags=found, active=names, skipped=stats.skipped
             )
 
     def event(self, event: Event) -> None:
@@ -72,7 +72,7 @@ class TextLines:
     threshold: float
     events_only: bool
 
-    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
+    def tags(self, tags: Tags, active: list[int], stats: ListenStats) -> None:
         if not self.events_only:
             found = tag_text(tags, self.top, self.threshold)
             click.echo(f"{clock(tags.start_s):>9} - {clock(tags.end_s):>9}  {found}")
@@ -97,8 +97,8 @@ class Screen:
         self._top, self._threshold, self._events_only = top, threshold, events_only
         self._drawn: list[str] = []
 
-    def tags(self, tags: Tags, active: list[int], heard: ListenStats) -> None:
-        skipped = f", {heard.skipped} windows skipped" if heard.skipped else ""
+    def tags(self, tags: Tags, active: list[int], stats: ListenStats) -> None:
+        skipped = f", {stats.skipped} windows skipped" if stats.skipped else ""
         lines = [f"{clock(tags.end_s)}{skipped}"]
         if self._events_only:
             lines[0] += "  " + ", ".join(labels()[i].name for i in active)

@@ -142,7 +142,7 @@ def _in_another_process(
         process.join()
     if process.exitcode:
         raise CedEdgeError(
-            f"training the demo teacher {name} failed (exit code {process.exitcode}): run again to go on"
+            f"training the demo teacher {name} failed (exit code {process.exitcode}): run again to continue"
         )
 
 

@@ -101,7 +101,7 @@ def units(job: Job) -> list[Unit]:
 
 
 def teach(job: Job, workers: int = 1, progress: Progress | None = None, ensemble: Ensemble | None = None) -> None:
-    """Fill the store; a run that was stopped goes on where it stopped.
+    """Fill the store; a run that was stopped continues where it stopped.
 
     On the CPU each worker is a process with one thread: a sum over threads would make the predictions, and the bytes
     of the files, depend on the number of cores. Under torchrun each rank takes its share of the shards. `ensemble`

@@ -1,4 +1,4 @@
-"""Batches of views and stored answers: an endless stream, each batch a pure function of its number."""
+"""Batches of views and stored predictions, without end. A batch is a pure function of its number."""
 
 from __future__ import annotations
 
@@ -27,9 +27,14 @@ from distill.packing.shards import LoadedShard, Pack, ShardReader
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.views import ViewRecipe, draw, render
 
+RENDERER_NICENESS = 10
+"""Of the processes that render views beside a training on the CPU. At 0, a training thread would have to share its
+core with a renderer, and all its other threads would wait for it. At 19, the lowest priority, any other background work
+of the machine would take the renderers' share, and the training would wait for batches."""
+
 
 class Batch(NamedTuple):
-    """B views of equal length and what the ensemble said of each."""
+    """B views of equal length and the ensemble's predictions for them."""
 
     wave: Tensor
     """(B, samples) float32 in [-1, 1] at the student's rate."""
@@ -41,26 +46,26 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What the batches of one process are made of."""
+    """Where the batches of one rank come from."""
 
     pack: Pack
     store: Store
     recipe: ViewRecipe
-    """The views to draw: the store's own, or any for a store of answers about clean clips."""
+    """The views to draw: the store's own, or any for a store of predictions for clean clips."""
     batch: int
-    """Views per batch."""
+    """Views per batch of one rank."""
     rate_hz: int
     """The student's sample rate."""
     repeats: int = 1
-    """How often each stored epoch is heard before the next."""
+    """How many passes use each stored epoch before the next one."""
     fill: str = "tail"
     """Rule for the classes outside the top K, see `TopK.dense`."""
     rank: int = 0
     world: int = 1
 
-    def epoch(self, turn: int) -> int:
-        """The view epoch of pass number `turn` over the clips; after the last one it starts again."""
-        return (turn // self.repeats) % self.recipe.epochs
+    def epoch(self, pass_number: int) -> int:
+        """The view epoch of a pass over the clips. After the last epoch the first one follows."""
+        return (pass_number // self.repeats) % self.recipe.epochs
 
 
 def batches_per_pass(pack: Pack, batch: int, readers: int) -> int:
@@ -68,8 +73,8 @@ def batches_per_pass(pack: Pack, batch: int, readers: int) -> int:
 
     Raises InputError when that would be none.
     """
-    # The one place that decides this. The readers and the planned number of steps must agree, or readers would go on
-    # to the next pass, and to its window length, at different steps.
+    # Only this function decides it. The readers and the planned number of steps must agree: otherwise readers would
+    # begin the next pass, with windows of another length, at different steps.
     per_reader = pack.clips // readers
     if per_reader < batch:
         fewer = "" if readers == 1 else ", or fewer --workers"
@@ -89,58 +94,58 @@ class Batches(IterableDataset[Batch]):
     once per pass, all readers are in the same pass at the same step, and less than one batch per reader is left out.
     """
 
-    def __init__(self, stream: TrainingData, first: int = 0) -> None:
-        self.stream, self.first = stream, first
-        self._shards = ShardReader(stream.pack)
+    def __init__(self, data: TrainingData, first: int = 0) -> None:
+        self.data, self.first = data, first
+        self._shards = ShardReader(data.pack)
         self._stored: tuple[str, int, Float32, Bools] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        stream, first = self.stream, self.first
+        data, first = self.data, self.first
         info = get_worker_info()
         if info is not None:
             torch.set_num_threads(1)
             # The loader takes one batch from each worker in turn and starts with worker 0. For a run that starts at
             # batch `first` to continue an earlier one, worker 0 must take over the reader whose turn that batch is.
             W, w = info.num_workers, (info.id + self.first) % info.num_workers
-            stream = replace(stream, rank=stream.rank * W + w, world=stream.world * W)
+            data = replace(data, rank=data.rank * W + w, world=data.world * W)
             first = (self.first - w + W - 1) // W  # the reader's own batch k is number W * k + w of this process
-        per_pass = batches_per_pass(stream.pack, stream.batch, stream.world)
-        turn, rows = -1, np.empty((0, 2), np.int64)
+        per_pass = batches_per_pass(data.pack, data.batch, data.world)
+        pass_number, rows = -1, np.empty((0, 2), np.int64)
         for k in itertools.count(first):
-            if k // per_pass != turn:
-                turn = k // per_pass
-                rows = _plan(stream, turn)
-            i = k % per_pass * stream.batch
-            chosen = rows[i : i + stream.batch]
-            views = [self._view(stream, int(shard), int(clip), stream.epoch(turn)) for shard, clip in chosen]
+            if k // per_pass != pass_number:
+                pass_number = k // per_pass
+                rows = _plan(data, pass_number)
+            i = k % per_pass * data.batch
+            chosen = rows[i : i + data.batch]
+            views = [self._view(data, int(shard), int(clip), data.epoch(pass_number)) for shard, clip in chosen]
             wave, target, kept = (torch.from_numpy(np.stack(column)) for column in zip(*views, strict=True))
             yield Batch(wave, target, kept)
 
-    def _view(self, stream: TrainingData, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
-        now = self._shards.load(stream.pack.shards[shard])
-        target, kept = self._targets(stream, now, epoch)
-        view = draw(stream.recipe, epoch, clip, now.ids)
-        wave = render(view, now.waves, now.rms, stream.pack.rate_hz)
-        if stream.pack.rate_hz != stream.rate_hz:
-            wave = soxr.resample(wave, stream.pack.rate_hz, stream.rate_hz)
-        if not stream.store.clean:
+    def _view(self, data: TrainingData, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
+        now = self._shards.load(data.pack.shards[shard])
+        target, kept = self._targets(data, now, epoch)
+        view = draw(data.recipe, epoch, clip, now.ids)
+        wave = render(view, now.waves, now.rms, data.pack.rate_hz)
+        if data.pack.rate_hz != data.rate_hz:
+            wave = soxr.resample(wave, data.pack.rate_hz, data.rate_hz)
+        if not data.store.clean:
             return wave, target[clip], kept[clip]
-        # Answers about clean clips: a mix is taken to hold what each of its clips holds.
-        heard = [source.clip for source in view.sources]
-        return wave, target[heard].max(axis=0), np.asarray(kept[heard].any(axis=0))
+        # Predictions for clean clips: we assume that a mix contains what each of its clips contains.
+        parts = [source.clip for source in view.sources]
+        return wave, target[parts].max(axis=0), np.asarray(kept[parts].any(axis=0))
 
-    def _targets(self, stream: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
+    def _targets(self, data: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
         """The stored predictions for all clips of a shard in an epoch, (clips, 527), and which classes were kept."""
         shard = now.shard
         if self._stored is None or self._stored[:2] != (shard.name, epoch):
-            stored = CLEAN_EPOCH if stream.store.clean else epoch
-            top_k = stream.store.read(stored, shard.name, shard.clips)
-            self._stored = (shard.name, epoch, *top_k.dense(stream.fill))
+            stored = CLEAN_EPOCH if data.store.clean else epoch
+            top_k = data.store.read(stored, shard.name, shard.clips)
+            self._stored = (shard.name, epoch, *top_k.dense(data.fill))
         return self._stored[2:]
 
 
 class _Reported(IterableDataset["Batch | CedEdgeError"]):
-    """Errors as items: the loader would make a page of text of one that is raised in a worker."""
+    """Batches, and an error as the last item. If a worker raised it, torch would turn it into a page of text."""
 
     def __init__(self, views: Batches) -> None:
         self.views = views
@@ -153,25 +158,25 @@ class _Reported(IterableDataset["Batch | CedEdgeError"]):
 
 
 def loader(
-    stream: TrainingData, first: int = 0, workers: int = 1, views: type[Batches] = Batches, device: str = "cpu"
+    data: TrainingData, first: int = 0, workers: int = 1, views: type[Batches] = Batches, device: str = "cpu"
 ) -> Generator[Batch, None, None]:
-    """Batches from number `first` on, rendered ahead of the training step by `workers` processes (0: in this one).
+    """Batches from number `first` on, rendered by `workers` processes ahead of the training step (0: in this process).
 
-    On the `device` "cpu" they take what the training leaves of the cores. Closing it ends them. Raises InputError when
-    the pack is too small for the batch or the number of readers, and CedEdgeError when one of the processes dies.
+    Closing the generator ends the processes. Raises InputError when the pack is too small for the batch or for the
+    number of readers, and CedEdgeError when one of the processes dies.
     """
-    batches_per_pass(stream.pack, stream.batch, stream.world * max(1, workers))  # raises before a process is started
+    batches_per_pass(data.pack, data.batch, data.world * max(1, workers))  # raises before a process is started
     with warnings.catch_warnings():
         # torch counts the cores by OMP_NUM_THREADS, which torchrun sets to 1.
         warnings.filterwarnings("ignore", "This DataLoader will create")
-        data: DataLoader[Batch | CedEdgeError] = DataLoader(
-            _Reported(views(stream, first)),
+        loaded: DataLoader[Batch | CedEdgeError] = DataLoader(
+            _Reported(views(data, first)),
             batch_size=None,
             num_workers=workers,
             prefetch_factor=8 if workers else None,
             worker_init_fn=partial(_start_process, device),
         )
-        return _raised(iter(data))
+        return _raised(iter(loaded))
 
 
 def _raised(items: Iterator[Batch | CedEdgeError]) -> Generator[Batch, None, None]:
@@ -181,11 +186,14 @@ def _raised(items: Iterator[Batch | CedEdgeError]) -> Generator[Batch, None, Non
                 yield item
             raise item
         finally:
-            del items  # which ends the processes
+            del items  # this ends the processes
 
 
 class _Deaths:
-    """torch raises wherever this process is when one that renders dies, be it amid saving: keep that to `next`."""
+    """Postpones the error about a dead worker to the next call of `next`.
+
+    torch raises it from its SIGCHLD handler, which runs at any point of this process, also in the middle of saving.
+    """
 
     def __enter__(self) -> _Deaths:
         self._listening = False
@@ -204,42 +212,41 @@ class _Deaths:
             self._handler(number, frame)
 
     def next(self, items: Iterator[Batch | CedEdgeError]) -> Batch | CedEdgeError:
-        """The next item, or an error as one when a process has died."""
+        """The next item. When a worker has died, this is an error."""
         try:
             self._listening = True
             if self._replaced:
-                self._on_death(signal.SIGCHLD, None)  # of one that came before
+                self._on_death(signal.SIGCHLD, None)  # for a worker that died before this call
             return next(items)
         except (RuntimeError, ConnectionError, EOFError) as e:
-            # An error inside a process comes as "Caught ...".
+            # torch reports an exception inside a worker as "Caught ...": it is a fault of ours, and not a dead process.
             if str(e).startswith("Caught ") or (isinstance(e, RuntimeError) and "DataLoader worker" not in str(e)):
                 raise
         finally:
             self._listening = False
         return CedEdgeError(
-            "a process that renders views died, perhaps for want of memory (or of /dev/shm): try --workers 0; the last "
-            "checkpoint is kept"
+            "a process that renders views died, perhaps because memory (or /dev/shm) was full: try --workers 0; the "
+            "last checkpoint is kept"
         )
 
 
 def _start_process(device: str, _worker: int) -> None:
     if device == "cpu":
-        # A training thread that has to share its core holds up all the others.
-        os.nice(19)
-    # A terminal's Ctrl-C and torchrun's termination go to the whole process group. They are for the parent alone,
-    # which finishes its step and saves, and needs batches until then.
+        os.nice(RENDERER_NICENESS)
+    # Ctrl-C in a terminal and torchrun's SIGTERM reach the whole process group. Only the parent should react: it
+    # finishes its step and saves, and needs batches until then. So a worker leaves the group.
     os.setpgid(0, 0)
 
 
-def _plan(stream: TrainingData, turn: int) -> NDArray[np.int64]:
+def _plan(data: TrainingData, pass_number: int) -> NDArray[np.int64]:
     """The (shard, clip) pairs of one reader in one pass, in order: (batches of a pass * batch, 2)."""
-    seed, shards = stream.recipe.seed, stream.pack.shards
+    seed, shards = data.recipe.seed, data.pack.shards
     parts = []
-    for shard in _permutation(f"shards|{seed}|{turn}", len(shards)):
-        clips = _permutation(f"clips|{seed}|{turn}|{shards[shard].name}", shards[shard].clips)
+    for shard in _permutation(f"shards|{seed}|{pass_number}", len(shards)):
+        clips = _permutation(f"clips|{seed}|{pass_number}|{shards[shard].name}", shards[shard].clips)
         parts.append(np.stack([np.full_like(clips, shard), clips], axis=1))
-    rows = stream.batch * batches_per_pass(stream.pack, stream.batch, stream.world)
-    return np.concatenate(parts)[stream.rank * rows :][:rows]
+    rows = data.batch * batches_per_pass(data.pack, data.batch, data.world)
+    return np.concatenate(parts)[data.rank * rows :][:rows]
 
 
 def _permutation(key: str, n: int) -> NDArray[np.int64]:

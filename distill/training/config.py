@@ -103,7 +103,7 @@ class TrainConfig(Config):
     """Training of a student from a store."""
 
     steps: int = _option(0, "Optimiser steps; 0: every stored epoch `repeats` times.", NOT_NEGATIVE)
-    repeats: int = _option(1, "How often each stored epoch is heard before the next.", ONE_OR_MORE)
+    repeats: int = _option(1, "Passes that use each stored epoch before the next one.", ONE_OR_MORE)
     ema: float = _option(0.998, "Decay per step of the averaged weights, which are what is saved; 0: none.", SHARE)
     bce: float = _option(1.0, "Weight of the binary cross-entropy, mean over classes.", NOT_NEGATIVE)
     kl: float = _option(0.2, "Weight of the top-K softmax term (see `losses.top_k_kl`).", NOT_NEGATIVE)
@@ -138,7 +138,7 @@ class PretrainConfig(Config):
         Rule(f"a multiple of {HEAD_WIDTH}", lambda x: x >= HEAD_WIDTH and x % HEAD_WIDTH == 0),
     )
     decoder_depth: int = _option(2, "Blocks of the decoder.", ONE_OR_MORE)
-    sinusoids: bool = _option(True, "Start the position embeddings as sinusoids: patches can be told apart at once.")
+    sinusoids: bool = _option(True, "Start the position embeddings as sinusoids: patches differ from the start.")
 
 
 def flag(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The record of a training run: `log.csv`, TensorBoard, the progress line, and a warning when nothing is learnt."""
+"""The record of a training run: `log.csv`, TensorBoard, the progress line, and a warning on the plateau."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TrainLog:
         for name, value in row.items():
             self._board.add_scalar(name, value, step)
         self._text = f"{self.describe(row)}, {rate:.0f} clips/s"
-        # In the first fifth of a run even a healthy student has learnt little. One warning is enough.
+        # In the first fifth of a run even a healthy student is near the plateau. One warning is enough.
         problem = self.problem(row)
         if problem and step > 0.2 * self.steps and not self._warned:
             self._warned = True

@@ -128,7 +128,7 @@ class Trainer:
                     # torchrun ends all processes when one of them ends: wait until the first one has saved.
                     self.fabric.barrier()
                     raise Interrupted(
-                        f"stopped at step {step} of {self.steps}: saved in {self.run}; run the same again to go on"
+                        f"stopped at step {step} of {self.steps}: saved in {self.run}; run the same again to continue"
                     )
             self.save(step)
         self.fabric.barrier()
@@ -268,7 +268,7 @@ def memory_errors(batch: int) -> Iterator[None]:
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        raise CedEdgeError(f"disk full: free some space and run again to go on; {kept}") from e
+        raise CedEdgeError(f"disk full: free some space and run again to continue; {kept}") from e
     except (MemoryError, RuntimeError) as e:
         # torch's CPU allocator and the CUDA driver raise a plain RuntimeError, which only its text tells from others.
         text = str(e)

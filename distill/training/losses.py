@@ -1,4 +1,4 @@
-"""What the student learns from: pure functions of logits and stored answers, and the monitor of the plateau."""
+"""The losses: pure functions of logits and stored predictions; and the measure that shows the cold-start plateau."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ def prior_logits(prevalence: Tensor) -> Tensor:
 def spread(probabilities: Tensor) -> Tensor:
     """How much predictions differ from clip to clip: root of the summed variance over clips, (B, C) -> ().
 
-    A student on the cold-start plateau says the same of every clip: its spread is near 0 where the teacher's is not.
+    A student on the cold-start plateau predicts the same for every clip: its spread is near 0, the teacher's is not.
     """
     return probabilities.float().var(dim=0, unbiased=False).sum().sqrt()

@@ -1,8 +1,8 @@
 """Pretrain: a masked autoencoder warms a student up on audio alone (arXiv 2111.06377; on spectrograms 2207.06405).
 
-The student's blocks hear a quarter of a window's patches; a small decoder, thrown away afterwards, must fill in the
-rest. No teacher and no label is needed, and as the blocks hear so few patches, a step costs a fraction of a training
-step. Published CED students start from such weights (arXiv 2308.11957).
+The student's blocks get a quarter of the patches of a window. A small decoder, which is thrown away afterwards, must
+reconstruct the rest. No teacher and no label is needed, and a step is cheap because the blocks process few patches.
+Published CED students start from such weights (arXiv 2308.11957).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOTHING_LEARNT = 0.97
 
 
 class MaskedAutoencoder(nn.Module):
-    """A student and the decoder that learns with it: waveform (B, samples) -> mean error on the hidden patches ()."""
+    """A student and its decoder: waveform (B, samples) -> mean squared error on the hidden patches ()."""
 
     positions: Tensor
 
@@ -63,16 +63,16 @@ class MaskedAutoencoder(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, wave: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
-        """`order` (B, N) holds each window's patches shuffled: the first `visible` are heard, the others filled in."""
+        """`order` (B, N): the shuffled patches of each window. The first `visible` are input, the rest targets."""
         mel: Tensor = self.student.front_end(wave)
         wanted = _pick(self.targets(mel), order[:, visible:])
-        return F.mse_loss(self.fill_in(mel, order, visible, time_offset).float(), wanted)
+        return F.mse_loss(self.reconstruct(mel, order, visible, time_offset).float(), wanted)
 
-    def fill_in(self, mel: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
+    def reconstruct(self, mel: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
         """Log-mel (B, n_mels, T) -> the hidden patches as the decoder has them, (B, N - visible, patch * patch)."""
         tokens = self.student.patches(mel, time_offset).flatten(2).transpose(1, 2)  # (B, N, C), order (f t)
-        heard = self.student.encode(_pick(tokens, order[:, :visible]))  # (B, V, C)
-        x = self.embed(heard)
+        encoded = self.student.encode(_pick(tokens, order[:, :visible]))  # (B, V, C)
+        x = self.embed(encoded)
         B, N = order.shape
         # Attention does not mind the order, so the patches stay shuffled and take their positions with them.
         positions = self.positions[:, : N // self.positions.shape[0]].flatten(0, 1)  # (N, D)
@@ -133,8 +133,8 @@ def _draw(
     """What of a batch (B, samples) is hidden, and where it lies in the time embedding: from (seed, step) alone."""
     n = patches(student.spec, wave.shape[1])
     order = shuffles(config.seed, step, world * len(wave), n)[rank::world].to(wave.device)
-    nobody = wave.new_empty(len(wave), 0)
-    offset = time_offset(student, Batch(wave, nobody, nobody), step, TrainConfig(seed=config.seed))
+    empty = wave.new_empty(len(wave), 0)
+    offset = time_offset(student, Batch(wave, empty, empty), step, TrainConfig(seed=config.seed))
     return order, n_visible(n, config.mask), offset
 
 
@@ -164,7 +164,7 @@ def patches(spec: ModelSpec, samples: int) -> int:
 
 
 def n_visible(n: int, mask: float) -> int:
-    """How many of n patches are heard: at least one, and at least one is not."""
+    """How many of n patches are input: at least one, and at least one is hidden."""
     return min(max(round((1.0 - mask) * n), 1), n - 1)
 
 
@@ -192,7 +192,7 @@ def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> 
 class WaveBatches(Batches):
     """Batches of views without targets: no teacher is needed."""
 
-    def _targets(self, stream: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
+    def _targets(self, data: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
         nothing = np.zeros((len(now.ids), 0), np.float32)
         return nothing, nothing > 0
 
