@@ -58,7 +58,7 @@ def test_the_peak_is_the_childs_own(target: Target) -> None:
 
 def test_errors_of_a_worker_are_raised_here_and_it_goes_on(target: Target) -> None:
     with Worker(target) as w:
-        with pytest.raises(InputError, match="no samples to hear"):
+        with pytest.raises(InputError, match="there are no samples to predict"):
             w.predict(np.empty(0, np.float32))
         with pytest.raises(InputError, match="NaN"):
             w.predict(np.full(20_000, np.nan, np.float32))
