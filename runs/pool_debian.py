@@ -19,7 +19,6 @@ import csv
 import fnmatch
 import hashlib
 import io
-import json
 import logging
 import os
 import random
@@ -91,7 +90,7 @@ def audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
     """Path -> content of every audio file in a .deb, also inside its archives; and the text of its copyright file."""
     files: dict[str, bytes] = {}
     copyright_text = ""
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacked:
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacked:  # noqa: SIM117
         with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
@@ -167,7 +166,8 @@ def decoded(content: bytes) -> tuple[Float32, int]:
     """((samples,) mono, rate in Hz) of an audio file, as far as it can be decoded; no samples where nothing can."""
     pieces, rate_hz = [np.empty(0, np.float32)], RATE_HZ
     try:
-        for piece, rate_hz in stream(io.BytesIO(content)):
+        for piece, source_hz in stream(io.BytesIO(content)):
+            rate_hz = source_hz
             pieces.append(piece.mean(axis=1, dtype=np.float32))
     except AudioError:
         pass  # the part before the damage is as good as any other sound
@@ -190,6 +190,7 @@ def build(package: str, caps: dict[str, int], deb: Path, out: Path) -> None:
         ["dpkg-deb", "-f", deb, "Version"], capture_output=True, text=True, check=True
     ).stdout.strip()
     files, copyright_text = audio_files(deb)
+    count = len(files)
     licences, rows, unreadable = Licences(copyright_text), [], 0
     folder = out / "clips" / package
     shutil.rmtree(folder, ignore_errors=True)
@@ -210,11 +211,11 @@ def build(package: str, caps: dict[str, int], deb: Path, out: Path) -> None:
             seconds = round(len(clip) / target_hz, 3)
             rows.append(Row(name, package, version, path, round(start_s, 3), seconds, licences.of(path), digest))
     write_json(out / "done" / f"{package}.json", {"caps": caps, "rows": [asdict(row) for row in rows]})
-    log.info("%s %s: %d files, %d clips, %d files unreadable", package, version, len(files), len(rows), unreadable)
+    log.info("%s %s: %d files, %d clips, %d files unreadable", package, version, count, len(rows), unreadable)
 
 
 def _chosen(package: str, paths: Iterable[str], caps: dict[str, int]) -> list[str]:
-    """All paths, but at most `caps[pattern]` of those whose first matching pattern it is. Drawn by the package's name."""
+    """All paths, but at most `caps[pattern]` of those that match it first. The package's name decides which."""
     groups: dict[str | None, list[str]] = collections.defaultdict(list)
     for path in paths:
         groups[next((pattern for pattern in caps if fnmatch.fnmatchcase(path, pattern)), None)].append(path)
