@@ -25,115 +25,21 @@ TEXTS = (
     "Ladies and gentlemen, please welcome our next guest.",
     "Hmm. Well, I think so. Yes, yes, of course. Oh, really?",
 )
-LANGUAGES = [
-    "en-us",
-    "en-gb",
-    "de",
-    "fr-fr",
-    "es",
-    "es-419",
-    "it",
-    "pt-br",
-    "nl",
-    "sv",
-    "da",
-    "nb",
-    "fi",
-    "pl",
-    "cs",
-    "ru",
-    "uk",
-    "el",
-    "tr",
-    "ar",
-    "fa",
-    "he",
-    "hi",
-    "bn",
-    "ta",
-    "te",
-    "ur",
-    "id",
-    "vi",
-    "th",
-    "ko",
-    "ja",
-    "cmn-latn-pinyin",
-    "ro",
-    "hu",
-    "bg",
-    "hr",
-    "sr",
-    "sw",
-    "am",
-    "af",
-    "ka",
-    "hy",
-    "et",
-    "lv",
-    "lt",
-    "is",
-    "ga",
-    "cy",
-    "eu",
-    "ca",
-    "gl",
-    "eo",
-    "la",
-    "ms",
-    "my",
-    "ne",
-    "si",
-]
-VOICES = [
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "m5",
-    "m6",
-    "m7",
-    "m8",
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "whisper",
-    "whisperf",
-    "croak",
-    "klatt",
-    "klatt4",
-    "grandpa",
-    "grandma",
-]
-FESTIVAL = [
-    "kal_diphone",
-    "ked_diphone",
-    "cmu_us_slt_arctic_hts",
-    "lp_diphone",
-    "pc_diphone",
-    "czech_dita",
-    "czech_krb",
-]
+LANGUAGES = (
+    "en-us en-gb de fr-fr es es-419 it pt-br nl sv da nb fi pl cs ru uk el tr ar fa he hi bn ta te ur id vi th "
+    "ko ja cmn-latn-pinyin ro hu bg hr sr sw am af ka hy et lv lt is ga cy eu ca eo la ms my ne si "
+).split()  # noqa: SIM905  (a list literal takes a line per item)
+VOICES = ("m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 whisper whisperf croak klatt klatt4 grandpa grandma ").split()  # noqa: SIM905  (a list literal takes a line per item)
+FESTIVAL = ("kal_diphone ked_diphone cmu_us_slt_arctic_hts lp_diphone pc_diphone czech_dita czech_krb ").split()  # noqa: SIM905  (a list literal takes a line per item)
 
 
 def spoken(name: str) -> Float32:
     """`talk-LANGUAGE-VOICE-TAKE`: a sentence. Children are high voices that speak fast."""
     rng = rng_of(name)
     language, voice = name.split("-", 1)[1].rsplit("-", 2)[:2]
-    pitch = int(rng.choice([15, 35, 50, 65, 95, 99]))
-    command = [
-        "espeak-ng",
-        "-v",
-        f"{language}+{voice}",
-        "-p",
-        str(pitch),
-        "-s",
-        str(int(rng.integers(110, 220))),
-        "--stdout",
-    ]
-    return _speech([*command[:-1], "-w"], " ".join(rng.choice(TEXTS, 2, replace=False)))
+    pitch, speed = int(rng.choice([15, 35, 50, 65, 95, 99])), int(rng.integers(110, 220))
+    command = ["espeak-ng", "-v", f"{language}+{voice}", "-p", str(pitch), "-s", str(speed), "-w"]
+    return _speech(command, " ".join(rng.choice(TEXTS, 2, replace=False)))
 
 
 def recited(name: str) -> Float32:
@@ -149,7 +55,8 @@ def crowd(name: str) -> Float32:
     rng = rng_of(name)
     size, total = int(name.split("-")[1]), np.zeros(round(CLIP_S * RATE_HZ), np.float32)
     for i in range(size):
-        wave = spoken(f"talk-{rng.choice(LANGUAGES[:12])}-{rng.choice(VOICES[:13])}-{name}{i}".replace("crowd-", "c"))
+        take = f"{name.replace('-', '')}x{i}"
+        wave = spoken(f"talk-{rng.choice(LANGUAGES[:12])}-{rng.choice(VOICES[:13])}-{take}")
         wave = np.resize(np.roll(wave, rng.integers(len(wave))), len(total))
         total += wave / max(float(np.abs(wave).max()), 1e-6) * float(rng.uniform(0.3, 1.0))
     return total
