@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905  (as a list literal each word would take a line)
 """Speech, crowds and singing for the training pool, by espeak-ng, festival and formant filters. See pool_synth.py."""
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ TEXTS = (
 LANGUAGES = (
     "en-us en-gb de fr-fr es es-419 it pt-br nl sv da nb fi pl cs ru uk el tr ar fa he hi bn ta te ur id vi th "
     "ko ja cmn-latn-pinyin ro hu bg hr sr sw am af ka hy et lv lt is ga cy eu ca eo la ms my ne si "
-).split()  # noqa: SIM905  (a list literal takes a line per item)
-VOICES = ("m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 whisper whisperf croak klatt klatt4 grandpa grandma ").split()  # noqa: SIM905  (a list literal takes a line per item)
-FESTIVAL = ("kal_diphone ked_diphone cmu_us_slt_arctic_hts lp_diphone pc_diphone czech_dita czech_krb ").split()  # noqa: SIM905  (a list literal takes a line per item)
+).split()
+VOICES = ("m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 whisper whisperf croak klatt klatt4 grandpa grandma ").split()
+FESTIVAL = ("kal_diphone ked_diphone cmu_us_slt_arctic_hts lp_diphone pc_diphone czech_dita czech_krb ").split()
 
 
 def spoken(name: str) -> Float32:
