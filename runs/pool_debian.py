@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Build a pool of unlabelled training audio from Debian packages: runs/pool_debian.py OUT
 
-apt downloads each package of runs/pool_debian.txt and checks it against the signed archive; nothing is installed. The
+apt downloads each package of runs/pool/debian.txt and checks it against the signed archive; nothing is installed. The
 script cuts the audio of each package into clips, drops clips that an earlier package had, and writes
 
     OUT/clips/PACKAGE/*.flac   mono, at most 32 kHz, at most 10 s each
@@ -44,7 +44,7 @@ from ced_edge.audio.read import resample, stream
 from ced_edge.errors import CedEdgeError
 from ced_edge.files import atomic_path, read_json, write_json
 
-LIST = Path(__file__).with_suffix(".txt")
+LIST = Path(__file__).parent / "pool" / "debian.txt"
 ARCHIVES = (".zip", ".pk3", ".wz")
 """Games keep their data in zip archives under these names."""
 CLIP_S, MOST_CLIPS, SHORTEST_S = 10.0, 6, 0.3

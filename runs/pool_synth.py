@@ -24,10 +24,10 @@ from pathlib import Path
 import click
 import numpy as np
 import soundfile
-from pool_devices import DEVICES, device
-from pool_music import GENRES, drums, genre, instrument, play
-from pool_speech import FESTIVAL, LANGUAGES, VOICES, crowd, recited, spoken, sung
-from pool_tools import CLIP_S, RATE_HZ, rng_of
+from pool.devices import DEVICES, device
+from pool.music import GENRES, drums, genre, instrument, play
+from pool.speech import FESTIVAL, LANGUAGES, VOICES, crowd, recited, spoken, sung
+from pool.tools import CLIP_S, RATE_HZ, rng_of
 
 from ced_edge.arrays import Float32
 from ced_edge.errors import CedEdgeError

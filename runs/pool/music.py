@@ -1,4 +1,4 @@
-"""Music for the training pool: scores written as MIDI files and played by fluidsynth. See pool_synth.py."""
+"""Music for the training pool: scores written as MIDI files and played by fluidsynth. See runs/pool_synth.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import mido
 import numpy as np
 from numpy.random import Generator
-from pool_tools import CLIP_S, RATE_HZ, rng_of, run
+from pool.tools import CLIP_S, RATE_HZ, rng_of, run
 
 from ced_edge.arrays import Float32
 from ced_edge.audio.read import decode
@@ -32,7 +32,7 @@ DRUMS = {
     "cowbell": 56, "shaker": 70,
 }  # fmt: skip
 """Keys of General MIDI's drum kits."""
-GENRES: dict[str, dict[str, Any]] = read_toml(Path(__file__).with_name("pool_genres.toml"))
+GENRES: dict[str, dict[str, Any]] = read_toml(Path(__file__).with_name("genres.toml"))
 FALLS = {"major": (0, 5, 7, 9), "minor": (0, 8, 3, 10)}
 """Roots of the chords, in semitones above the key."""
 

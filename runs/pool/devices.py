@@ -1,4 +1,4 @@
-"""Alarms and appliances for the training pool: filtered noise and the harmonics of motors. See pool_synth.py."""
+"""Alarms and appliances for the training pool: filtered noise and the harmonics of motors. See runs/pool_synth.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.random import Generator
-from pool_tools import CLIP_S, RATE_HZ, rng_of
+from pool.tools import CLIP_S, RATE_HZ, rng_of
 
 from ced_edge.arrays import Float32
 

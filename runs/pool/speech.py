@@ -1,5 +1,5 @@
 # ruff: noqa: SIM905  (as a list literal each word would take a line)
-"""Speech, crowds and singing for the training pool, by espeak-ng, festival and formant filters. See pool_synth.py."""
+"""Speech, crowds and singing for the training pool, by espeak-ng, festival and formant filters. See runs/pool_synth.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.random import Generator
-from pool_music import SCALES
-from pool_tools import CLIP_S, RATE_HZ, rng_of, run
+from pool.music import SCALES
+from pool.tools import CLIP_S, RATE_HZ, rng_of, run
 
 from ced_edge.arrays import Float32
 from ced_edge.audio.read import decode, resample

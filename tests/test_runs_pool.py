@@ -1,0 +1,172 @@
+"""The scripts that build a training pool: a package that the test makes, and sounds without other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from ced_edge.audio.clips import read_manifest
+
+RUNS = Path(__file__).resolve().parents[1] / "runs"
+
+COPYRIGHT = """Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+
+Files: *
+Copyright: 2020 A
+License: GPL-2+
+
+Files: data/birds/*
+Copyright: 2021 B
+License: CC-BY-4.0
+"""
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """runs/pool_debian.py and runs/pool_synth.py as modules."""
+    monkeypatch.syspath_prepend(str(RUNS))
+    import pool_debian
+    import pool_synth
+
+    yield pool_debian, pool_synth
+    for name in [n for n in sys.modules if n.partition(".")[0] in ("pool", "pool_debian", "pool_synth")]:
+        del sys.modules[name]
+
+
+def wav(seconds: float, seed: int, level: float = 0.1) -> bytes:
+    file = io.BytesIO()
+    noise = level * np.random.default_rng(seed).standard_normal(round(seconds * 16_000))
+    soundfile.write(file, noise, 16_000, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def make_deb(folder: Path, name: str, files: dict[str, bytes]) -> Path:
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("no dpkg-deb here: Debian packages are made and read with it")
+    root = folder / name
+    documents = {f"usr/share/doc/{name}/copyright": COPYRIGHT.encode()}
+    control = f"Package: {name}\nVersion: 1.2-3\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: sounds\n"
+    for path, content in {**files, **documents, "DEBIAN/control": control.encode()}.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(content)
+    deb = folder / f"{name}_1.2-3_all.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "-b", root, deb], check=True, capture_output=True)
+    return deb
+
+
+def test_a_package_becomes_clips_with_their_licences(tmp_path: Path, scripts: Any) -> None:
+    pool_debian, _ = scripts
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as z:
+        z.writestr("voice/hello.wav", wav(1.0, 1))
+    files = {
+        "usr/share/games/x/birds/crow.wav": wav(2.0, 2),
+        "usr/share/games/x/long.wav": wav(95.0, 3),
+        "usr/share/games/x/copy.wav": wav(2.0, 2),  # the crow again
+        "usr/share/games/x/silence.wav": wav(2.0, 4, 0.0),
+        "usr/share/games/x/tiny.wav": wav(0.1, 5),
+        "usr/share/games/x/broken.wav": b"no sound",
+        "usr/share/games/x/data.zip": archive.getvalue(),
+        "usr/share/games/x/readme.txt": b"text",
+    }
+    deb = make_deb(tmp_path, "x-data", files)
+    pool_debian.build("x-data", {}, deb, tmp_path)
+    rows = pool_debian.write_manifest(["x-data"], tmp_path)
+    by_path = {row.path.rpartition("/")[2]: row for row in rows}
+    assert set(by_path) == {"copy.wav", "long.wav", "hello.wav"}  # of equal sounds the first in order is kept
+    long = [row for row in rows if row.path.endswith("long.wav")]
+    assert [row.start_s for row in long] == [0.0, 17.0, 34.0, 51.0, 68.0, 85.0]
+    assert {row.seconds for row in long} == {10.0}
+    assert by_path["hello.wav"].path == "usr/share/games/x/data.zip/voice/hello.wav"
+    assert {row.version for row in rows} == {"1.2-3"}
+    clips = read_manifest(tmp_path / "pool.csv")
+    assert len(clips) == len(rows) == 8
+    np.testing.assert_allclose(
+        soundfile.read(clips[0].path)[0], soundfile.read(io.BytesIO(files["usr/share/games/x/copy.wav"]))[0], atol=1e-4
+    )
+    assert "| x-data | 1.2-3 | 8 |" in (tmp_path / "sources.md").read_text()
+
+
+def test_licences_are_found_by_the_end_of_a_path(scripts: Any) -> None:
+    licences = scripts[0].Licences(COPYRIGHT)
+    assert licences.of("usr/share/games/x/birds/crow.wav") == "CC-BY-4.0"
+    assert licences.of("usr/share/games/x/cats/meow.wav") == "GPL-2+"
+    assert scripts[0].Licences("This is free software.").of("a.wav") == "see the package's copyright file"
+
+
+def test_a_pattern_limits_how_many_files_are_taken(scripts: Any) -> None:
+    paths = [f"voice/{i}.wav" for i in range(50)] + ["door.wav"]
+    chosen = scripts[0]._chosen("x", paths, {"voice/*": 7})
+    assert len(chosen) == 8
+    assert "door.wav" in chosen
+    assert chosen == scripts[0]._chosen("x", paths, {"voice/*": 7})
+
+
+def test_the_list_of_packages_is_read(scripts: Any) -> None:
+    packages = scripts[0].read_list(scripts[0].LIST)
+    assert len(packages) > 100
+    assert packages["hedgewars-data"] == {"*/voices/*": 200, "*/Voices/*": 200}
+
+
+@pytest.mark.parametrize(
+    "name", ["device-vacuum-0", "device-smoke-1", "device-police-2", "device-drip-0", "sing-alto-1"]
+)
+def test_a_made_sound_is_a_function_of_its_name(scripts: Any, name: str) -> None:
+    _, pool_synth = scripts
+    wave = pool_synth.make(name)
+    assert len(wave) == 320_000
+    assert np.isfinite(wave).all()
+    assert 0.09 < np.abs(wave).max() < 0.9
+    np.testing.assert_array_equal(pool_synth.make(name), wave)
+    assert not np.array_equal(pool_synth.make(name[:-1] + "7"), wave)
+
+
+def test_names_are_unique_and_say_which_sound_they_are(scripts: Any) -> None:
+    names = [name for kind in scripts[1].names(2).values() for name in kind]
+    assert len(set(names)) == len(names) > 1_000
+    assert {name.split("-")[0] for name in names} == {
+        "gm",
+        "drums",
+        "genre",
+        "talk",
+        "recite",
+        "crowd",
+        "sing",
+        "device",
+    }
+
+
+def test_a_score_is_a_midi_file(tmp_path: Path, scripts: Any) -> None:
+    import mido
+    from pool.music import GENRES, genre
+
+    for style in GENRES:
+        genre(f"genre-{style}-1")(tmp_path / "a.mid")
+        file = mido.MidiFile(tmp_path / "a.mid")
+        notes = [m for m in file.tracks[0] if m.type == "note_on"]
+        assert len(notes) > 4
+        assert file.length < 25
+
+
+def test_clips_are_listed_in_a_manifest(tmp_path: Path, scripts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, pool_synth = scripts
+    monkeypatch.setattr(pool_synth, "names", lambda takes: {"device": ["device-white-0", "device-pink-0"]})
+    monkeypatch.setattr(pool_synth.shutil, "which", lambda tool: tool)
+    pool_synth.main([str(tmp_path)], standalone_mode=False)
+    with (tmp_path / "pool.csv").open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [row["filename"] for row in rows] == ["clips/device/device-white-0.flac", "clips/device/device-pink-0.flac"]
+    assert len(read_manifest(tmp_path / "pool.csv")) == 2
+    monkeypatch.setattr(pool_synth.shutil, "which", lambda tool: None)
+    with pytest.raises(Exception, match="fluidsynth, espeak-ng, text2wave not found: apt-get install"):
+        pool_synth.main([str(tmp_path)], standalone_mode=False)
