@@ -201,7 +201,7 @@ def train(
 
     store = Store.open(store_path)
     if views is not None and not store.clean:
-        raise InputError(f"{store_path} knows its own views: leave --windows, --views and --view-seed out")
+        raise InputError(f"{store_path} has views of its own: leave --windows, --views and --view-seed out")
     from distill.packing.shards import Pack
     from distill.pipeline import load_student, run_train
     from distill.processes import run_lock

@@ -15,7 +15,7 @@ from ced_edge.cli import main
 Call = Callable[..., tuple[int, str, str]]
 """`ced-edge ARGS` -> exit code, stdout, stderr."""
 
-# A busy machine is no failure.
+# On a busy machine an example may be slow. That is not a failure.
 settings.register_profile("default", deadline=None, derandomize=True)
 settings.load_profile("default")
 
@@ -44,7 +44,7 @@ def shared() -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """The command line, in this process."""
+    """Runs the command line in this process."""
 
     def run(*args: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["ced-edge", *map(str, args)])

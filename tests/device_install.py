@@ -1,8 +1,8 @@
-"""The device install: small, without torch, quick to answer. For the Python of an environment that has nothing else:
+"""The device install is small, has no torch, and shows --help fast. Run it in an environment that has nothing else:
 
     python -m venv device && device/bin/pip install . && device/bin/python tests/device_install.py
 
-Prints one line of figures; exit code 1 when one of them is too high.
+It prints one line of figures. The exit code is 1 if one of them is too high.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_MB = 150
 MAX_HELP_S = 0.5
 UNWANTED = ("torch", "torchaudio", "scipy", "sklearn", "pyarrow", "matplotlib", "transformers")
 INSTALLERS = ("pip", "setuptools", "wheel", "pkg_resources", "_distutils_hack")
-"""What the environment brings along, and a device need not keep."""
+"""Packages of every new environment. A device does not need them."""
 
 
 def sizes_mb(folder: Path) -> Counter[str]:
@@ -54,7 +54,7 @@ def main() -> int:
         f"device install: {megabytes:.1f} MB (limit {MAX_MB}), ced-edge --help in {seconds:.3f} s (limit {MAX_HELP_S})"
     )
     if unwanted:
-        print(f"not part of the device install, yet here: {', '.join(unwanted)}", file=sys.stderr)
+        print(f"not part of the device install, but installed: {', '.join(unwanted)}", file=sys.stderr)
     if megabytes >= MAX_MB:
         largest = ", ".join(f"{name} {mb:.0f} MB" for name, mb in sizes.most_common(5))
         print(f"the largest: {largest}", file=sys.stderr)

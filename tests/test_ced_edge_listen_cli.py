@@ -80,7 +80,7 @@ def test_listen_as_text(call: Call, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (("x.wav",), "cannot use x.wav: no such file"),
         (("-", "--channels", 0), "0 is not in the range"),
@@ -105,8 +105,8 @@ def test_listen_as_text(call: Call, tmp_path: Path) -> None:
         (("x.wav", "--hop", 5), "a hop of 5 s does not fit"),
     ],
 )
-def test_listen_refuses(call: Call, args: tuple[object, ...], told: str) -> None:
-    refused(call("listen", *args, "--bundle", bundle()), 2, told)
+def test_listen_refuses(call: Call, args: tuple[object, ...], message: str) -> None:
+    refused(call("listen", *args, "--bundle", bundle()), 2, message)
 
 
 def test_listen_without_a_microphone(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_what_was_tagged_before_an_error_is_reported(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_ends_cleanly_with_the_last_events(tmp_path: Path, number: signal.Signals) -> None:
-    """In a process of its own, whose stdin stays open."""
+    """In a child process whose stdin stays open."""
     command = [sys.executable, "-m", "ced_edge", "listen", "-", "--bundle", str(bundle()), "--json", "--window", "1"]
     with subprocess.Popen(
         [*command, "--on", "0.001", "--off", "0.001"],
@@ -149,18 +149,18 @@ def test_ctrl_c_ends_cleanly_with_the_last_events(tmp_path: Path, number: signal
         assert process.stderr is not None
         process.stdin.write(np.zeros(2 * 16_000, "<i2").tobytes())
         process.stdin.flush()
-        lines = [process.stdout.readline()]  # it is at work
+        lines = [process.stdout.readline()]  # it has started
         process.send_signal(number)
         lines += process.stdout.readlines()
-        told = process.stderr.read().decode()
+        message = process.stderr.read().decode()
         assert process.wait() == 0
         process.stdin.close()
     seen = [json.loads(line) for line in lines]
     assert seen[0]["type"] == "tags"
     assert {x["end_s"] for x in seen if x["type"] == "event"} == {seen[-1]["end_s"]}
-    assert len([x for x in seen if x["type"] == "event"]) > 500  # all classes, at such a threshold
-    assert "Traceback" not in told
-    assert told.startswith("ced-edge: tagged ")
+    assert len([x for x in seen if x["type"] == "event"]) > 500  # nearly all classes reach such a threshold
+    assert "Traceback" not in message
+    assert message.startswith("ced-edge: tagged ")
 
 
 def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`ced-edge check` and `ced-edge bench` as they are called: what they print, write and refuse, and the exit codes."""
+"""`ced-edge check` and `ced-edge bench`: results on stdout, the report, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ced_edge.runtime import backends
 from ced_edge.runtime.bundle import read_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
-LOUD = ("--max-noise", "0.2")  # clips change little in the answers of random weights
+LOUD = ("--max-noise", "0.2")  # with random weights, predictions hardly differ between clips
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def check(case: Case, *flags: object) -> list[object]:
 
 
 class Page(HTMLParser):
-    """What a page is made of, and what it would load."""
+    """The tags of an HTML page, and the files that it would load."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Page(HTMLParser):
         self.loads += [v or "" for k, v in attrs if k in ("src", "href", "xlink:href", "data") and (v or " ")[0] != "#"]
 
 
-def test_a_right_bundle(call: Call, case: Case) -> None:
+def test_a_good_bundle(call: Call, case: Case) -> None:
     pytest.importorskip("matplotlib", reason="no matplotlib: pip install matplotlib")
     code, out, err = call(*check(case, *LOUD, "--stream", "--report", "out.html"))
     assert (code, err) == (0, "ced-edge: report: out.html\n")
@@ -86,7 +86,7 @@ def test_a_broken_bundle(call: Call, spoilt: Case) -> None:
     code, out, err = call(*check(spoilt, *LOUD, "--report", "out.html", "--kind", "int8"))
     assert code == 1
     assert re.search(r"ced-edge: \d bounds are broken: 24x2-int8\.onnx on onnxruntime [\d.]+: mAP drop 0\.1", err)
-    assert err.count("\n") == 2  # and where the report is
+    assert err.count("\n") == 2  # the path of the report, and the error
     assert out.splitlines()[1].split()[0] == "BROKEN"
     assert "lost most: " in out
     assert "Bounds are broken." in Path("out.html").read_text()
@@ -113,10 +113,10 @@ def test_json_and_bounds_from_a_file(call: Call, spoilt: Case) -> None:
 
 
 def test_bad_input_is_one_line(call: Call, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(told: str, *args: object, code: int = 2) -> None:
+    def refused(message: str, *args: object, code: int = 2) -> None:
         found, out, err = call(*args)
         assert (found, out) == (code, "")
-        assert told in err
+        assert message in err
 
     refused(
         "no such bundle: nowhere", "check", "--bundle", "nowhere", "--reference", case.reference, "--data", case.data
@@ -145,7 +145,7 @@ def test_it_runs_without_torch(case: Case) -> None:
     args = [str(a) for a in check(case, *LOUD, "--kind", "fp32", "--json")]
     done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["results"][0]["memory_mb"] < 250  # torch alone takes that
+    assert json.loads(done.stdout)["results"][0]["memory_mb"] < 250  # torch alone takes more
 
 
 def test_bench(call: Call, case: Case) -> None:

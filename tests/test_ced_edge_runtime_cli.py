@@ -93,7 +93,7 @@ def test_a_bad_file_is_reported_and_the_others_are_tagged(call: Call, audio: Pat
     (audio / "bad.wav").write_bytes(b"RIFF of nothing")
     (audio / "empty.ogg").write_bytes(b"")
     soundfile.write(audio / "nan.wav", np.full(9_000, np.nan, np.float32), 16_000, subtype="FLOAT")
-    soundfile.write(audio / "one.wav", np.zeros(1), 48_000)  # of which resampling leaves nothing
+    soundfile.write(audio / "one.wav", np.zeros(1), 48_000)  # resampling leaves no sample of it
     (tmp_path / "none").mkdir()
     code, out, err = call("tag", audio, "no.wav", tmp_path / "none", "--bundle", bundle(), "--json", "--jobs", 3)
     assert code == 1
@@ -110,7 +110,7 @@ def test_a_bad_file_is_reported_and_the_others_are_tagged(call: Call, audio: Pat
 
 
 def test_names_that_are_no_files(call: Call, audio: Path) -> None:
-    """A folder is no file whatever its name, and a name that the system refuses is no reason to stop."""
+    """A folder may be called like a sound. A name that the system refuses does not stop the others."""
     (audio / "a.wav").rename(audio / "x.wav")
     (audio / "deep").rename(audio / "deep.mp3")
     long = "y" * 300 + ".wav"
@@ -156,7 +156,7 @@ def test_info(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (("--window", 0), "'--window': 0.0 is not in the range x>0"),
         (("--window", "inf"), "'--window': inf is not a finite number"),
@@ -177,9 +177,9 @@ def test_info(call: Call) -> None:
         (("--threshold", "nan"), "Invalid value for '--threshold': nan is not a finite number"),
     ],
 )
-def test_tag_refuses(call: Call, audio: Path, args: tuple[object, ...], told: str) -> None:
+def test_tag_refuses(call: Call, audio: Path, args: tuple[object, ...], message: str) -> None:
     given = args if "--bundle" in args else ("--bundle", bundle(), *args)
-    refused(call("tag", audio, *given), 2, told)
+    refused(call("tag", audio, *given), 2, message)
 
 
 def test_a_broken_bundle_is_reported_before_any_file_is_read(call: Call, audio: Path, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_the_chosen_runtime_threads_and_kind_reach_every_tagger(
 
 
 def test_files_of_any_name(call: Call, audio: Path) -> None:
-    """Not UTF-8, a line break, what matplotlib would take for a formula, a script that its font lacks."""
+    """Not UTF-8, a line break, a formula of matplotlib, and a script that its font lacks."""
     names = [b"bad\xff.wav", b"two\nlines.wav", b"$_$.wav", "犬.wav".encode()]
     for name in names:
         shutil.copy(audio / "a.wav", os.fsencode(audio) + b"/" + name)

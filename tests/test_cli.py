@@ -1,8 +1,11 @@
-"""The command line: one line and an exit code for every mistake, JSON that can be read, lazily loaded commands."""
+"""The command line: one line and an exit code for every mistake, results on stdout, JSON."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +93,7 @@ def test_usage_errors_exit_with_2(call: Call) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1, 3])
-def test_a_traceback_only_where_it_is_asked_for(call: Call, place: int) -> None:
+def test_a_traceback_only_with_debug(call: Call, place: int) -> None:
     arguments = ["pack", "nowhere.csv", "--out", "p"]
     code, _, err = call(*arguments)
     assert (code, "Traceback" in err) == (2, False)
@@ -100,31 +103,60 @@ def test_a_traceback_only_where_it_is_asked_for(call: Call, place: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "message"),
     [
         (InputError("two\nlines"), 2, "ced-edge: two lines"),
         (CedEdgeError("disk full"), 1, "ced-edge: disk full"),
-        (ZeroDivisionError("by nought"), 1, "ced-edge: unexpected ZeroDivisionError: by nought (--debug shows where)"),
+        (ZeroDivisionError("by zero"), 1, "ced-edge: unexpected ZeroDivisionError: by zero (--debug shows where)"),
         (ValueError("a\nb\n\nc"), 1, "ced-edge: unexpected ValueError: a ... c (--debug shows where)"),
         (KeyError(), 1, "ced-edge: unexpected KeyError: KeyError (--debug shows where)"),
         (KeyboardInterrupt(), 130, "ced-edge: stopped"),
     ],
 )
-def test_whatever_is_raised_becomes_one_line(
-    call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, told: str
+def test_every_exception_becomes_one_line(
+    call: Call, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr("distill.cli.read_clips", fail)
     found, out, err = call("pack", "x", "--out", "y")
-    assert (found, out, err.strip()) == (code, "", told)
+    assert (found, out, err.strip()) == (code, "", message)
+
+
+def test_notices_of_our_own_packages_are_lines_on_stderr(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        for package, level in (
+            ("ced_edge", "info"),
+            ("distill", "warning"),
+            ("export", "error"),
+            ("ced_edge", "debug"),
+        ):
+            getattr(logging.getLogger(f"{package}.room.module"), level)("%s of %s", level, package)
+        logging.getLogger("another_library").warning("not ours")
+        # A progress bar replaces sys.stderr while it is drawn, and then puts the old one back.
+        with contextlib.redirect_stderr(io.StringIO()) as above_the_bar:
+            logging.getLogger("distill").info("above the bar")
+        assert above_the_bar.getvalue() == "ced-edge: above the bar\n"
+        raise CedEdgeError("and an error")
+
+    monkeypatch.setattr("distill.cli.read_clips", fail)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's own would hide that another library is silent
+    code, out, err = call("pack", "x", "--out", "y")
+    assert (code, out) == (1, "")
+    assert err.splitlines() == [
+        "ced-edge: info of ced_edge",
+        "ced-edge: warning: warning of distill",
+        "ced-edge: error of export",
+        "ced-edge: and an error",
+    ]
+    assert [h for name in ("", "ced_edge", "distill", "export") for h in logging.getLogger(name).handlers] == []
 
 
 # Packing.
 
 
-def test_pack_tells_what_it_did(call: Call, tmp_path: Path) -> None:
+def test_pack_reports_its_result(call: Call, tmp_path: Path) -> None:
     write_tones(tmp_path / "audio", 5)
     (tmp_path / "audio" / "note.wav").write_text("this is no sound")
     code, out, err = call("pack", tmp_path / "audio", "--out", "p", "--json")
@@ -132,7 +164,7 @@ def test_pack_tells_what_it_did(call: Call, tmp_path: Path) -> None:
     assert json.loads(out) == {"clips": 5, "hours": pytest.approx(5 * 0.8 / 3600), "shards": 1, "rejected": 1}
     assert "rejected 1 clips" in err
     assert Pack.open("p").clips == 5
-    assert os.listdir() == ["p"]  # nothing beside what was asked for
+    assert os.listdir() == ["p"]  # no other file is written
     code, out, _ = call("pack", tmp_path / "audio", "--out", "p")
     assert (code, out) == (0, "p: 5 clips, 0.00 hours\n")
     refused(call("pack", tmp_path / "audio", "--out", "q", "--strict"), 1, "rejected 1 clips", "rejected.csv")
@@ -145,14 +177,14 @@ def test_bad_manifests_and_flags(call: Call, tmp_path: Path) -> None:
         (tmp_path / "m.csv").write_text(text)
         return tmp_path / "m.csv"
 
-    for text, told in (
+    for text, message in (
         ("file,labels\n000.wav,1\n", "filename"),
         ("filename,labels\n000.wav,527\n", "527"),
         ("filename,labels\n000.wav,Nonsense\n", "Nonsense"),
         ("filename\n000.wav\n000.wav\n", "000.wav"),
         ("filename\n", "m.csv"),
     ):
-        refused(call("pack", manifest(text), "--out", "p"), 2, told)
+        refused(call("pack", manifest(text), "--out", "p"), 2, message)
     refused(call("pack", tmp_path / "nowhere", "--out", "p"), 2, "no such manifest", "nowhere")
     good = manifest("filename\n000.wav\n")
     refused(call("pack", good, "--out", "p", "--rate", 0), 2, "'--rate': 0 is not in the range 1000<=x<=1000000")
@@ -164,7 +196,7 @@ def test_bad_manifests_and_flags(call: Call, tmp_path: Path) -> None:
     refused(call("pack", good, "--out", "p"), 2, "none of the clips can be used")
 
 
-def test_clips_of_one_name_in_two_manifests_are_told_apart(tmp_path: Path) -> None:
+def test_clips_of_one_name_in_two_manifests_get_different_ids(tmp_path: Path) -> None:
     one, two = (write_tones(tmp_path / name, 2).rename(tmp_path / name / f"{name}.csv") for name in ("one", "two"))
     names = ["one/000.wav", "one/001.wav", "two/000.wav", "two/001.wav"]
     assert [c.id for c in read_clips([one, two], None, None)] == names
@@ -208,7 +240,7 @@ def test_teach_then_train_then_evaluate(call: Call, packed: Pack, teacher: Path,
 
 
 def test_evaluate_teachers_and_their_ensemble(call: Call, teacher: Path, tmp_path: Path) -> None:
-    """Each row is what the checkpoint's own evaluation gives: here all of them are the same model, or its mean."""
+    """All rows equal the evaluation of the checkpoint: both teachers are that model, and the ensemble is their mean."""
     manifest = write_tones(tmp_path / "eval", 6)
     both = ["--teacher", f"ear={teacher}", "--teacher", f"twin={teacher}"]
     alone = json.loads(call("evaluate", teacher, "--data", manifest, "--json")[1])
@@ -284,8 +316,8 @@ def test_bad_training_input(call: Call, packed: Pack, store: Store, tmp_path: Pa
         return call("train", "--pack", packed.location, "--store", store.path, "--out", out, "--batch", 4, *flags)
 
     refused(train("--size", "huge", "--lr", 0), 2, "--size must be one of tiny", "--lr must be above 0")
-    refused(train("--windows", "1x2"), 2, "knows its own views")
-    refused(train("--view-seed", 1), 2, "knows its own views")
+    refused(train("--windows", "1x2"), 2, "has views of its own")
+    refused(train("--view-seed", 1), 2, "has views of its own")
     refused(train("--config", "nowhere.toml"), 2, "no such file: nowhere.toml")
     refused(train("--batch", 25), 2, "a batch of 25 is more than the 24 clips")
     refused(train("--workers", 9), 2, "a batch of 4 is more than the 2 clips of each reader")
@@ -305,11 +337,11 @@ def test_init_starts_from_weights(call: Call, packed: Pack, store: Store, teache
     flags = ["--steps", 2, "--batch", 4, "--workers", 0, "--lr", 1e-9, "--weight-decay", 0, "--ema", 0]
     wanted = ["train", "--pack", packed.location, "--store", store.path, "--out", "r", "--init", teacher, *flags]
     assert call(*wanted)[0] == 0
-    began, ended = load_file(teacher), load_file("r/model.safetensors")
-    for key, value in ended.items():
+    start, end = load_file(teacher), load_file("r/model.safetensors")
+    for key, value in end.items():
         if value.is_floating_point() and "running" not in key:
-            torch.testing.assert_close(value, began[key], rtol=0, atol=1e-6)
-    assert ended["init_bn.1.num_batches_tracked"] == 2  # it did train
+            torch.testing.assert_close(value, start[key], rtol=0, atol=1e-6)
+    assert end["init_bn.1.num_batches_tracked"] == 2  # it did train
 
 
 def test_a_second_run_in_the_same_folder_is_refused(call: Call, packed: Pack, store: Store, teacher: Path) -> None:
@@ -325,12 +357,12 @@ def test_a_second_run_in_the_same_folder_is_refused(call: Call, packed: Pack, st
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_not_there(call: Call, packed: Pack, store: Store, teacher: Path, tmp_path: Path) -> None:
     manifest = write_tones(tmp_path / "audio", 4)
-    told = "--device cuda: torch finds"
+    message = "--device cuda: torch finds"
     wanted = ["--device", "cuda", "--out", "r", "--pack", packed.location]
-    refused(call("train", *wanted, "--store", store.path), 2, told)
-    refused(call("teach", *wanted, "--teacher", f"t={teacher}"), 2, told)
-    refused(call("evaluate", teacher, "--data", manifest, "--device", "cuda"), 2, told)
-    refused(call("distill", "--data", manifest, "--teacher", f"t={teacher}", "--device", "cuda"), 2, told)
+    refused(call("train", *wanted, "--store", store.path), 2, message)
+    refused(call("teach", *wanted, "--teacher", f"t={teacher}"), 2, message)
+    refused(call("evaluate", teacher, "--data", manifest, "--device", "cuda"), 2, message)
+    refused(call("distill", "--data", manifest, "--teacher", f"t={teacher}", "--device", "cuda"), 2, message)
     refused(call("evaluate", teacher, "--data", manifest, "--device", "abacus"), 2, "unknown device 'abacus'")
     assert not list(Path().glob("**/*.parquet"))
     assert not Path("runs").exists()

@@ -1,4 +1,4 @@
-"""`ced-edge distill` end to end with a small random teacher: fresh, asked twice, and interrupted in every stage."""
+"""`ced-edge distill` end to end with a small random teacher: new, called twice, and interrupted in every stage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def small_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    """The main job on 13 tones without labels and one broken file, but for the folder of the runs."""
+    """The main job on 13 tones without labels and one broken file, as arguments without --runs."""
     folder = tmp_path_factory.mktemp("job")
     write_tones(folder / "train", 13).unlink()
     (folder / "train" / "broken.wav").write_text("no sound")
@@ -74,12 +74,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
     ]  # fmt: skip
 
 
-MADE_ANEW = {"times.json", "summary.json", "evaluation.json", "loss.png", "per_class_ap.png", ".lock"}
-"""What may be written again at every asking: it costs nothing."""
+REWRITTEN = {"times.json", "summary.json", "evaluation.json", "loss.png", "per_class_ap.png", ".lock"}
+"""Files that a second call may write again, because they cost no time."""
 
 
 def results(run: Path) -> dict[str, bytes]:
-    """What a run comes to, but for what tells of the clock."""
+    """The files of a run, without those that contain times."""
     names = [p for p in run.rglob("*") if p.is_file() and not {"tensorboard", ".lock"} & set(p.parts)]
     # The state holds the same numbers in another order.
     unlike = {"times.json", "summary.json", "log.csv", "state.pt"}
@@ -119,10 +119,10 @@ def test_the_main_job_leaves_all_its_results(whole: Path) -> None:
     assert [p.name for p in whole.rglob("*") if p.name.endswith(".tmp")] == []
 
 
-def test_asked_twice_nothing_is_done_again(
+def test_a_second_call_does_no_work_again(
     call: Call, job: list[object], whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name not in MADE_ANEW}
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name not in REWRITTEN}
 
     def work(*_: object, **__: object) -> None:
         raise AssertionError("done again")
@@ -144,7 +144,7 @@ def test_asked_twice_nothing_is_done_again(
 def test_teachers_and_the_student_are_loaded_once(
     call: Call, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For the first check, teaching and evaluation together; the trained student is another file."""
+    """The first check, teaching and evaluation share the teachers. The trained student is another file."""
     loaded: list[str] = []
     load_teacher, load_model = load.load_teacher, pipeline.load_model
 
@@ -182,7 +182,7 @@ def test_interrupted_in_any_stage_it_goes_on(
 
     @contextlib.contextmanager
     def stage(name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Ctrl-C amid the stage `where`: at its second sign of progress, if there will be two."""
+        """Ctrl-C in the middle of the stage `where`: at its second report of progress, or at its only one."""
         with real(name, total) as progress:
             signs: list[int] = []
 
@@ -213,18 +213,18 @@ def test_interrupted_in_any_stage_it_goes_on(
     assert where.split()[0] in json.loads((tmp_path / "x" / TIMES_NAME).read_text())
 
 
-def test_what_can_be_refused_is_refused_before_anything_is_done(
+def test_wrong_input_is_refused_before_any_work(
     call: Call, job: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
     folder = Path(str(job[2]))
 
-    def refused(told: str, *flags: object, code: int = 2) -> None:
+    def refused(message: str, *flags: object, code: int = 2) -> None:
         found, out, err = call(*job, "--runs", tmp_path / "runs", *flags)
         assert (found, out) == (code, ""), err
         last = err.strip().splitlines()[-1]
         assert last.startswith("ced-edge: ")
-        assert told in last
+        assert message in last
         assert not (tmp_path / "runs").exists()
 
     refused("neither a CED nor", "--teacher", f"t={tmp_path / 'other.pt'}")
@@ -249,7 +249,7 @@ def test_a_batch_larger_than_the_pack_is_refused_before_teaching(call: Call, job
 
 
 def test_other_flags_in_the_same_folder_are_refused_by_name(call: Call, job: list[object], whole: Path) -> None:
-    for flags, told in (
+    for flags, message in (
         (["--lr", 1e-5], "was begun with other values of lr"),
         (["-k", 4], "is a store of another k"),
         (["--view-seed", 4], "is a store of another recipe"),
@@ -257,7 +257,7 @@ def test_other_flags_in_the_same_folder_are_refused_by_name(call: Call, job: lis
     ):
         code, out, err = call(*job, "--runs", whole.parent, *flags)
         assert (code, out) == (2, "")
-        assert told in err
+        assert message in err
 
 
 def test_without_data_it_is_the_demo_and_flags_of_real_data_are_refused(call: Call, tmp_path: Path) -> None:

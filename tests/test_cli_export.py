@@ -17,7 +17,7 @@ from ced_edge.spec import ModelSpec
 from export import bundle as bundle_module
 from export import quantize
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converters, while they are imported
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # when the converters are imported
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -88,15 +88,15 @@ def test_a_disk_that_is_full_before(
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1_000_000, 900_000, 100_000))
     code, out, err = call("export", checkpoint, "--out", tmp_path / "b", "--format", format, "--window", 1)
     assert (code, out) == (1, "")
-    told = err.splitlines()[-1]
-    assert told.startswith(f"ced-edge: no space left for 24x1-fp32.{format}: {tmp_path} has 0.1 MB, and it takes 0.")
+    message = err.splitlines()[-1]
+    assert message.startswith(f"ced-edge: no space left for 24x1-fp32.{format}: {tmp_path} has 0.1 MB, and it takes 0.")
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_disk_that_fills_up_while_quantising(
     call: Call, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """onnxruntime then reads back what it could not write, and calls it corrupt."""
+    """onnxruntime then reads a file that it could not write completely, and reports it as corrupt."""
     left = [10**9]
     monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(10**9, 0, left[0]))
 
@@ -110,6 +110,6 @@ def test_a_disk_that_fills_up_while_quantising(
     assert "no space left for 24x1-int8.onnx" in err.splitlines()[-1]
     assert "corrupt" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    monkeypatch.setattr(quantize, "onnx_int8", lambda *_: 1 / 0)  # what has another cause keeps it
+    monkeypatch.setattr(quantize, "onnx_int8", lambda *_: 1 / 0)  # an error with another cause is not changed
     left[0] = 10**9
     assert "ZeroDivisionError" in call("export", checkpoint, "--out", tmp_path / "b", "--format", "onnx")[2]

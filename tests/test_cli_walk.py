@@ -1,4 +1,4 @@
-"""Folders given to `ced-edge tag` and as manifests: links are followed once, and what cannot be read is told of."""
+"""Folders for `ced-edge tag` and as manifests: links are followed once, folders that cannot be read are reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sounds(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def locked(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that the system keeps closed, also to root, for whom no mode does that."""
+    """A folder that cannot be read, not even by root: file modes would not stop root."""
     real = os.scandir
 
     def scandir(path: Any = ".") -> Any:
@@ -52,7 +52,7 @@ def test_a_closed_folder_is_named_and_the_rest_is_tagged(call: Call, sounds: Pat
     ]
 
 
-def test_nothing_but_a_closed_folder(call: Call, locked: Path) -> None:
+def test_a_closed_folder_alone(call: Call, locked: Path) -> None:
     code, out, err = call("tag", locked, "--bundle", shared_bundle().folder)
     assert (code, out, len(err.splitlines())) == (1, "", 2)
     assert f"cannot read the folder {locked}: Permission denied" in err
@@ -63,7 +63,7 @@ def test_a_manifest_must_be_complete(sounds: Path, locked: Path) -> None:
         read_manifest(sounds)
     (sounds / "m.tsv").write_text("filename\tlabels\thdf5path\nb.wav\t0\t1.h5\n")
     with pytest.raises(InputError, match=f"cannot read the folder {locked}: Permission denied"):
-        read_manifest(sounds / "m.tsv")  # the file it names may be in there
+        read_manifest(sounds / "m.tsv")  # the file may be in the closed folder
 
 
 def test_links_are_followed_and_loops_end(sounds: Path, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_links_are_followed_and_loops_end(sounds: Path, tmp_path: Path) -> None:
     assert [c.path.name for c in read_manifest(tmp_path / "in")] == ["c.flac", "a.wav", "b.wav", "z.wav"]
 
 
-def test_a_link_that_leads_nowhere_the_system_tells(sounds: Path) -> None:
+def test_a_link_to_itself_is_reported(sounds: Path) -> None:
     (sounds / "round").symlink_to("round")
     (sounds / "round.wav").symlink_to("round.wav")
     errors: list[OSError] = []

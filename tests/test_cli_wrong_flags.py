@@ -149,7 +149,7 @@ def test_every_command_is_in_the_table() -> None:
 
 
 def test_the_choices_are_those_of_the_code() -> None:
-    """Which would have to import torch to list them."""
+    """The command repeats them: to import them would import torch."""
     command = cli.get_command(None, "evaluate")  # type: ignore[arg-type]
     (dtype,) = [p for p in command.params if p.name == "dtype"]
     assert tuple(dtype.type.choices) == DTYPES

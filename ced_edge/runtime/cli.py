@@ -37,6 +37,7 @@ from ced_edge.spec import N_CLASSES
 
 if TYPE_CHECKING:
     from ced_edge.runtime.listen import ListenStats
+    from ced_edge.runtime.tag_files import Tagged
 
 log = logging.getLogger(__name__)
 
@@ -138,34 +139,34 @@ def tag(
     bad = 0
     write = _csv_writer(top, threshold) if as_csv else _writer(as_json, top, threshold)
     with _progress() as progress:
-        for done in tag_files(tagger, paths, window_s, hop_s, jobs or max(1, cores() // threads), progress):
+        for result in tag_files(tagger, paths, window_s, hop_s, jobs or max(1, cores() // threads), progress):
             progress(None)
-            if done.error is not None:
+            if result.error is not None:
                 bad += 1
-                log.error("%s", done.error)
+                log.error("%s", result.error)
                 continue
-            write(done)
+            write(result)
             if plot is not None:
-                plot_tags(plot, done.path, done.tags, tagger.bundle.spec.frontend, top)
+                plot_tags(plot, result.path, result.tags, tagger.bundle.spec.frontend, top)
     if bad or unread:
         folders = f", and {len(unread)} folder{'s' * (len(unread) > 1)} not read" if unread else ""
         raise CedEdgeError(f"{bad} of {len(paths)} files could not be tagged{folders}")
 
 
-def _writer(as_json: bool, top: int, threshold: float) -> Callable[[Any], None]:
+def _writer(as_json: bool, top: int, threshold: float) -> Callable[[Tagged], None]:
     """A function that prints the tags of a file as text, or as a line of JSON."""
     from ced_edge.runtime.show import clock, tag_dicts, tag_text
     from ced_edge.runtime.tagger import Tags, mean_probs
 
-    def write(done: Any) -> None:
-        tags: tuple[Tags, ...] = done.tags
+    def write(result: Tagged) -> None:
+        tags = result.tags
         whole = Tags(0.0, tags[-1].end_s, mean_probs(tags))
         if as_json:
             windows = [{"start_s": t.start_s, "end_s": t.end_s, "tags": tag_dicts(t, top, threshold)} for t in tags]
-            fields = {"file": str(done.path), "seconds": whole.end_s, "tags": tag_dicts(whole, top, threshold)}
+            fields = {"file": str(result.path), "seconds": whole.end_s, "tags": tag_dicts(whole, top, threshold)}
             click.echo(json.dumps({**fields, "windows": windows}))
             return
-        click.echo(f"{done.path}  {clock(whole.end_s)}")
+        click.echo(f"{result.path}  {clock(whole.end_s)}")
         click.echo(f"  {'all':21}  {tag_text(whole, top, threshold)}")
         for t in tags if len(tags) > 1 else ():
             click.echo(f"  {clock(t.start_s):>9} - {clock(t.end_s):>9}  {tag_text(t, top, threshold)}")
@@ -173,7 +174,7 @@ def _writer(as_json: bool, top: int, threshold: float) -> Callable[[Any], None]:
     return write
 
 
-def _csv_writer(top: int, threshold: float) -> Callable[[Any], None]:
+def _csv_writer(top: int, threshold: float) -> Callable[[Tagged], None]:
     """A function that prints the tags of a file as rows of CSV."""
 
     def put(*row: object) -> None:
@@ -181,10 +182,10 @@ def _csv_writer(top: int, threshold: float) -> Callable[[Any], None]:
         csv.writer(line, lineterminator="\n").writerow(row)
         click.echo(line.getvalue(), nl=False)
 
-    def write(done: Any) -> None:
-        for t in done.tags:
+    def write(result: Tagged) -> None:
+        for t in result.tags:
             for label, p in t.top(top, threshold):
-                put(done.path, t.start_s, t.end_s, label.index, label.mid, label.name, round(p, 6))
+                put(result.path, t.start_s, t.end_s, label.index, label.mid, label.name, round(p, 6))
 
     put("file", "start_s", "end_s", "index", "mid", "label", "prob")
     return write

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from ced_edge.labels import labels
 from ced_edge.runtime.events import Event
 from ced_edge.runtime.listen import ListenStats, Show
 from ced_edge.runtime.tagger import Tags
+
+log = logging.getLogger(__name__)
 
 
 def clock(seconds: float) -> str:
@@ -58,7 +61,7 @@ class JsonLines:
         self._put(type="event", index=label.index, mid=label.mid, label=label.name, **times, peak=round(event.peak, 6))
 
     def note(self, text: str) -> None:
-        click.echo(f"ced-edge: {text}", err=True)
+        log.warning("%s", text)
 
     def _put(self, **fields: Any) -> None:
         click.echo(json.dumps(fields))
@@ -81,7 +84,7 @@ class TextLines:
         click.echo(event_text(event))
 
     def note(self, text: str) -> None:
-        click.echo(f"ced-edge: {text}", err=True)
+        log.warning("%s", text)
 
 
 def event_text(event: Event) -> str:
