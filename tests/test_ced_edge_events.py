@@ -151,3 +151,8 @@ def test_a_rule_that_makes_no_sense(rule: dict[str, Any], told: str) -> None:
 def test_a_rule_for_a_class_that_is_not_there() -> None:
     with pytest.raises(InputError, match="class 2 is out of range"):
         Events(EventRule(classes={2: (0.5, 0.5)}), 2)
+
+
+def test_an_event_names_its_class() -> None:
+    (event,) = find_events([Tags(0.0, 1.0, np.eye(1, 527, 74, np.float32)[0])])
+    assert (event.index, event.label.name, event.label.mid) == (74, "Dog", "/m/0bt9lr")

@@ -1,8 +1,12 @@
-"""From the answers of overlapping windows to events with start and end: smoothing, hysteresis, least duration.
+"""Events with a start and an end, from the predictions for overlapping windows.
 
-A window speaks for the time nearest to its centre, so between two windows the border lies midway between their
-centres; the first speaks from its start and the last to its end. An event of a class is a run of windows of at least
-`off`, one of which reaches `on` (two thresholds, as H. Dinkel et al., arXiv 1904.03841).
+A window of 2 s every 0.5 s says little about where in its 2 s a sound is. So each window stands for the time that is
+closer to its centre than to any other centre: the border between two windows is midway between their centres. The
+first window also stands for the time from its start, and the last one for the time to its end.
+
+An event of a class is a run of windows with a probability of at least `off`, in which at least one window reaches `on`.
+With a single threshold, a probability that moves around it would make many short events (hysteresis, as in H. Dinkel et
+al., arXiv 1904.03841).
 """
 
 from __future__ import annotations
@@ -16,23 +20,24 @@ import numpy as np
 
 from ced_edge.arrays import Bools, Float64
 from ced_edge.errors import InputError
+from ced_edge.labels import Label, labels
 from ced_edge.runtime.tagger import Tags
 
 
 @dataclass(frozen=True)
 class EventRule:
-    """What makes an event."""
+    """The thresholds that turn probabilities into events. Raises InputError on impossible ones."""
 
     on: float = 0.4
-    """A window of at least this probability makes an event."""
+    """Probability that at least one window of an event must reach."""
     off: float = 0.2
-    """Windows of at least this probability before and after it belong to the event."""
+    """Probability that every window of an event must reach. At most `on`."""
     min_duration_s: float = 0.0
     """Shorter events are left out."""
     smooth: int = 1
-    """Windows whose mean is taken first; it stands for the mean of their centres."""
+    """Number of windows. Each window and those before it, so many in all, are averaged before events are found."""
     classes: Mapping[int, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    """(on, off) of single classes, by index."""
+    """Class index -> its own (on, off)."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -50,21 +55,27 @@ class EventRule:
 
 @dataclass(frozen=True)
 class Event:
-    """A sound that was there from `start_s` to `end_s`."""
+    """A sound with a start and an end."""
 
     index: int
-    """Of its class."""
+    """Index of its class, see `label`."""
     start_s: float
+    """Seconds from the start of the stream."""
     end_s: float
     peak: float
-    """Highest probability, after smoothing."""
+    """Highest probability of its windows, after smoothing."""
+
+    @property
+    def label(self) -> Label:
+        """Its class, with index, mid and name."""
+        return labels()[self.index]
 
 
 class Events:
-    """The events of a stream of Tags. Its state does not grow."""
+    """Finds the events of a stream: `push` each window, and at the end `finish`. Its memory does not grow."""
 
     def __init__(self, rule: EventRule, n_classes: int) -> None:
-        """Raises InputError when the rule names a class that is not there."""
+        """Raises InputError when the rule names a class beyond `n_classes`."""
         if outside := [i for i in rule.classes if not 0 <= i < n_classes]:
             raise InputError(f"events: class {outside[0]} is out of range: the indices are 0 to {n_classes - 1}")
         self.rule = rule
@@ -74,15 +85,17 @@ class Events:
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new stream."""
+        """Start a new stream, and forget the events that have not ended."""
         C = len(self._on)
         self._recent: collections.deque[Tags] = collections.deque(maxlen=self.rule.smooth)
         self._centre_s = 0.0
-        self._above, self._reached = np.zeros(C, bool), np.zeros(C, bool)  # in a run above off; on was in it
+        # The current run of each class: whether it has one (at least `off`), whether the run has reached `on`, where it
+        # started and its highest probability.
+        self._above, self._reached = np.zeros(C, bool), np.zeros(C, bool)
         self._start_s, self._peak = np.zeros(C), np.zeros(C)
 
     def push(self, tags: Tags) -> list[Event]:
-        """Take the next window; the events that ended with it, by start."""
+        """Add the next window, and return the events that end before it, sorted by start."""
         # Windows were skipped, so nobody knows whether a sound continued: all events end before the gap.
         ended = self.finish() if self._recent and tags.start_s > self._recent[-1].end_s else []
         first = not self._recent
@@ -100,21 +113,22 @@ class Events:
         return ended
 
     def finish(self) -> list[Event]:
-        """The stream is over: the events that lasted until its end. Then a new one may begin."""
+        """End the stream, and return the events that last until its end. The next `push` starts a new stream."""
         ended = self._close(self._above, self._recent[-1].end_s) if self._recent else []
         self.reset()
         return ended
 
     @property
     def active(self) -> list[int]:
-        """Classes whose event is going on and has lasted long enough, the likeliest first."""
+        """Classes that have an event now which has lasted `min_duration_s`, the one with the highest peak first."""
         lasting = self._reached & (self._centre_s - self._start_s >= self.rule.min_duration_s)
         indices = np.flatnonzero(lasting)
         return [int(i) for i in indices[np.argsort(-self._peak[indices], kind="stable")]]
 
     def _close(self, over: Bools, end_s: float) -> list[Event]:
-        """End the runs of these classes (C,); the ones that are events."""
-        lasted = end_s - self._start_s >= self.rule.min_duration_s - 1e-9  # times are sums of hops
+        """End the runs of these classes (C,), and return those that are events."""
+        # Times are sums of hops: their rounding must not make an event too short.
+        lasted = end_s - self._start_s >= self.rule.min_duration_s - 1e-9
         ended = [
             Event(int(i), float(self._start_s[i]), end_s, float(self._peak[i]))
             for i in np.flatnonzero(over & self._reached & lasted)
@@ -140,7 +154,7 @@ def find_events(tags: Iterable[Tags], rule: EventRule | None = None) -> list[Eve
 
 
 def borders_s(tags: Iterable[Tags]) -> Float64:
-    """Where each window's time begins, and where the last one's ends: (windows + 1,)."""
+    """The borders between windows in seconds, with the start of the first and the end of the last: (windows + 1,)."""
     spans = np.array([(t.start_s, t.end_s) for t in tags])
     centres = spans.mean(axis=1)
     return np.concatenate([spans[:1, 0], (centres[1:] + centres[:-1]) / 2, spans[-1:, 1]])

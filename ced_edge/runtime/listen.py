@@ -15,9 +15,9 @@ from ced_edge.runtime.events import Event, Events
 from ced_edge.runtime.tagger import StreamingTagger, Tags
 
 MAX_LAG_S = 0.5
-"""Windows of a live source are skipped when more than this waits."""
+"""Windows of a live source are skipped when more audio than this waits, in seconds."""
 _WAIT_S = 0.2
-"""Longest wait for audio before `stopped` is asked again."""
+"""Longest wait for audio, in seconds, before `stopped` is checked again."""
 
 
 @dataclass
