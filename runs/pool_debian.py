@@ -25,6 +25,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -303,4 +304,7 @@ def _build_and_clean(package: str, caps: dict[str, int], deb: Path, out: Path, k
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CedEdgeError as e:
+        sys.exit(f"error: {e}")

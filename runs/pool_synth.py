@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -95,4 +96,7 @@ def main(out: Path, takes: int, jobs: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CedEdgeError as e:
+        sys.exit(f"error: {e}")

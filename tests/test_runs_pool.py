@@ -83,7 +83,8 @@ def test_a_package_becomes_clips_with_their_licences(tmp_path: Path, scripts: An
     pool_debian.build("x-data", {}, deb, tmp_path)
     rows = pool_debian.write_manifest(["x-data"], tmp_path)
     by_path = {row.path.rpartition("/")[2]: row for row in rows}
-    assert set(by_path) == {"copy.wav", "long.wav", "hello.wav"}  # of equal sounds the first in order is kept
+    assert set(by_path) == {"crow.wav", "long.wav", "hello.wav"}  # of equal sounds the first in order is kept
+    assert (by_path["crow.wav"].licence, by_path["hello.wav"].licence) == ("CC-BY-4.0", "GPL-2+")
     long = [row for row in rows if row.path.endswith("long.wav")]
     assert [row.start_s for row in long] == [0.0, 17.0, 34.0, 51.0, 68.0, 85.0]
     assert {row.seconds for row in long} == {10.0}
@@ -92,7 +93,9 @@ def test_a_package_becomes_clips_with_their_licences(tmp_path: Path, scripts: An
     clips = read_manifest(tmp_path / "pool.csv")
     assert len(clips) == len(rows) == 8
     np.testing.assert_allclose(
-        soundfile.read(clips[0].path)[0], soundfile.read(io.BytesIO(files["usr/share/games/x/copy.wav"]))[0], atol=1e-4
+        soundfile.read(clips[0].path)[0],
+        soundfile.read(io.BytesIO(files["usr/share/games/x/birds/crow.wav"]))[0],
+        atol=1e-4,
     )
     assert "| x-data | 1.2-3 | 8 |" in (tmp_path / "sources.md").read_text()
 
