@@ -84,12 +84,12 @@ bundles_option = click.option(
 )
 
 file_options = options(
-    click.option("--kind", type=click.Choice(KINDS), help="Arithmetic of the model file."),
-    click.option("--format", type=click.Choice(FORMATS), help="Format of the model file."),
+    click.option("--kind", type=click.Choice(KINDS), help="Arithmetic of the model file.  [default: any]"),
+    click.option("--format", type=click.Choice(FORMATS), help="Format of the model file.  [default: any]"),
     click.option(
         "--runtime",
         type=click.Choice([package for format in FORMATS for package in packages(format)]),
-        help="Python package that runs the model file.",
+        help="Python package that runs the model file.  [default: any installed one]",
     ),
 )
 """Which model file of a bundle, and what runs it."""

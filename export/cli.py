@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 @several_option(
     "--kinds",
     "kinds",
-    tuple(reversed(KINDS)),
+    sorted(KINDS),
     default="fp32,int8",
     show_default=True,
     help="Arithmetic of the model files. fp32 is always included. int8-static is for accelerators that need ranges "

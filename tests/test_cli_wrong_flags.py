@@ -67,7 +67,7 @@ WRONG: list[tuple[str, str]] = [
     ("distill --data d", "no teacher"),
     ("distill --device gpu", "unknown device 'gpu'"),
     ("export c --format pdf", "'pdf' is not one of 'onnx', 'tflite'"),
-    ("export c --kinds fp32,int5", "'int5' is not one of 'fp32', 'int8-static', 'int8'"),
+    ("export c --kinds fp32,int5", "'int5' is not one of 'fp32', 'int8', 'int8-static'"),
     ("export c --int8-static", "No such option '--int8-static'"),
     ("export c --int8 --kinds fp32", "--int8 is short for --kinds fp32,int8"),
     ("export c --input spectrum", "'spectrum' is not one of 'waveform', 'mel'"),

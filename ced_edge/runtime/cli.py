@@ -238,7 +238,7 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
 @click.option("--microphone", help="Name or number of the microphone.  [default: the system's]")
 @json_option("Print JSON objects, one on a line: the tags of each window, and events.")
 @click.option("--events", "events_only", is_flag=True, help="Print events only, not every window.")
-@click.option("--on", type=Number(0, 1), default=0.4, show_default=True, help="Probability at which an event begins.")
+@click.option("--on", type=Number(0, 1), default=0.4, show_default=True, help="Probability that an event must reach.")
 @click.option("--off", type=Number(0, 1), default=0.2, show_default=True, help="Probability below which it ends.")
 @click.option(
     "--class", "classes", multiple=True, metavar="NAME=ON/OFF", help="--on and --off of a single class; repeat."

@@ -53,13 +53,13 @@ class Config:
         one_of(("adamw", "muon")),
     )
     lr: float = _option(2e-3, "Highest learning rate; 7e-4 suits --optimizer adamw.", POSITIVE)
-    weight_decay: float = _option(0.05, "Of matrices only.", NOT_NEGATIVE)
+    weight_decay: float = _option(0.05, "Weight decay, of matrices only.", NOT_NEGATIVE)
     warmup: float = _option(0.05, "Share of the steps over which the learning rate rises.", SHARE)
     clip: float = _option(1.0, "Largest norm of the gradient.", POSITIVE)
     precision: str = _option(
         "auto", "fp32, bf16, or auto: bf16 where the hardware multiplies in it.", one_of(("auto", "fp32", "bf16"))
     )
-    seed: int = _option(0, "Of the initial weights and of all that is drawn in training.", SEED)
+    seed: int = _option(0, "Seed of the initial weights and of all random numbers in training.", SEED)
     workers: int = _option(1, "Processes that read and render audio, per training process.", NOT_NEGATIVE)
     checkpoint_minutes: float = _option(5.0, "Minutes between two checkpoints.", NOT_NEGATIVE)
     log_every: int = _option(10, "Steps between two lines of the log.", ONE_OR_MORE)
