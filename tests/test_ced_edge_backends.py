@@ -1,4 +1,4 @@
-"""Model files without torch: what they report, what they compute, and what is said when they cannot."""
+"""Model files without torch: their inputs and outputs, their results, and their errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_onnx_ports_metadata_and_values(tmp_path: Path) -> None:
     np.testing.assert_array_equal(y, [[1, 3, 5], [7, 9, 11]])
 
 
-def test_onnx_refuses_a_shape_and_goes_on(tmp_path: Path) -> None:
+def test_onnx_works_after_a_shape_that_it_refused(tmp_path: Path) -> None:
     backend = load_backend(save_affine(tmp_path / "m.onnx", batch=1))
     with pytest.raises(CedEdgeError, match=r"m\.onnx failed on input \[\(2, 3\)\]") as e:
         backend.run(np.zeros((2, 3), np.float32))
@@ -82,12 +82,12 @@ def models(tmp_path: Path) -> Path:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
-    """Make the next import of these packages start anew."""
+    """Make Python load these packages again at their next import."""
     for name in [m for m in sys.modules if m.split(".")[0] in packages]:
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_says_what_to_install(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_runtime_is_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget(monkeypatch, "onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(NotInstalled, match=r"m\.onnx needs ONNX Runtime: pip install onnxruntime$"):
@@ -125,12 +125,12 @@ def test_a_runtime_that_is_broken_is_not_called_missing(
     with pytest.raises(InputError) as e:
         load_backend(models / name)
     assert not isinstance(e.value, NotInstalled)
-    told = f"{package} is installed, but cannot be imported ({line}): pip install --force-reinstall {package}"
-    assert str(e.value).endswith(told)
+    message = f"{package} is installed, but cannot be imported ({line}): pip install --force-reinstall {package}"
+    assert str(e.value).endswith(message)
     assert str(models / name) in str(e.value)
 
 
-def test_a_folder_that_is_called_like_a_runtime_is_none(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_the_name_of_a_runtime_is_not_a_runtime(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Python takes any folder of the working directory for a package."""
     (models / "folder_of_mine").mkdir()
     monkeypatch.syspath_prepend(models)
@@ -187,7 +187,7 @@ class FakeInterpreter:
 @pytest.mark.parametrize("first", range(len(backends.TFLITE_RUNTIMES)))
 def test_tflite_falls_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
     for i, (name, _) in enumerate(backends.TFLITE_RUNTIMES):
-        # None in sys.modules makes the import fail, as where it is not installed.
+        # None in sys.modules makes the import fail, as if the package were not installed.
         module: Any = None
         if i >= first:
             module = types.ModuleType(name)
@@ -205,7 +205,7 @@ def test_tflite_falls_back_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_chosen_runtime_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the first one that is installed."""
+    """Instead of the first one that is installed."""
     for name, package in backends.TFLITE_RUNTIMES:
         module: Any = types.ModuleType(name)
         module.Interpreter = FakeInterpreter
@@ -295,7 +295,7 @@ def test_real_tflite(shared: Path) -> None:
     assert backend.outputs[0].shape == (1, 521)
     silence = np.zeros((1, 15_600), np.float32)
     first = backend.run(silence)[0]
-    assert first[0].argmax() == 494  # Silence, in YAMNet's own list
+    assert first[0].argmax() == 494  # the class Silence in YAMNet's own list
     with pytest.raises(CedEdgeError):
         backend.run(np.zeros((2, 15_600), np.float32))
     np.testing.assert_array_equal(backend.run(silence)[0], first)

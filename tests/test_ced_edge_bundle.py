@@ -1,4 +1,4 @@
-"""The bundle on disk: what is changed, missing or made for something else is reported in one line, at load."""
+"""A bundle that was changed, is incomplete or belongs to something else is refused at load, in one line."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def bundle(tmp_path: Path) -> Bundle:
     return read_bundle(tmp_path / "bundle")
 
 
-def refused(folder: Path, told: str) -> None:
-    with pytest.raises(InputError, match=told) as e:
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(InputError, match=message) as e:
         read_bundle(folder)
     assert "\n" not in str(e.value)
     assert str(folder) in str(e.value)
 
 
 @given(at=st.integers(0, 10_000), byte=st.integers(0, 255))
-def test_no_changed_byte_of_bundle_json_goes_unseen(at: int, byte: int) -> None:
+def test_every_changed_byte_of_bundle_json_is_found(at: int, byte: int) -> None:
     original = shared_bundle()
     text = (original.folder / BUNDLE_NAME).read_bytes()
     changed = bytearray(text)
@@ -52,11 +52,11 @@ def test_no_changed_byte_of_bundle_json_goes_unseen(at: int, byte: int) -> None:
             found = read_bundle(Path(folder))
         except InputError:
             return
-    # Or it was white space.
+    # The byte was white space, which changes no value.
     assert dataclasses.replace(found, folder=original.folder) == read_bundle(original.folder)
 
 
-def test_what_was_written_is_read(bundle: Bundle) -> None:
+def test_a_bundle_is_read_as_it_was_written(bundle: Bundle) -> None:
     original = shared_bundle()
     assert {**bundle.to_dict()} == original.to_dict()
     assert (bundle.window_samples, bundle.window_frames) == (32_000, 201)
@@ -94,7 +94,7 @@ def test_labels_in_another_order(bundle: Bundle) -> None:
     lines = path.read_text().splitlines()
     path.write_text("".join(f"{line}\n" for line in [*lines[1:], lines[0]]))
     refused(bundle.folder, r"labels\.txt is not the file that was exported")
-    # And with a bundle.json that was changed to fit.
+    # The hash in bundle.json may have been changed to match.
     edit_bundle(bundle.folder, lambda m: m.update(labels_sha256=sha256_file(path)))
     edit_bundle(bundle.folder, lambda m: m.update(labels_hash="0" * 64))
     refused(bundle.folder, "was exported for another list of classes")
@@ -122,7 +122,7 @@ def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "message"),
     [
         (lambda m: m.pop("window_s"), "is broken"),
         (lambda m: m.update(colour="red"), "is broken"),
@@ -138,13 +138,13 @@ def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
         (lambda m: m["files"][0].update(bytes=10**30), f"it has [0-9]+ bytes, not {10**30}"),
     ],
 )
-def test_a_bundle_json_that_says_something_else(bundle: Bundle, edit: Callable[[Any], Any], told: str) -> None:
+def test_a_bundle_json_with_other_values(bundle: Bundle, edit: Callable[[Any], Any], message: str) -> None:
     edit_bundle(bundle.folder, edit)
-    refused(bundle.folder, told)
+    refused(bundle.folder, message)
 
 
 @pytest.mark.parametrize("value", [0, 60, 1e6, 1e300, 10**400, -2.0, float("nan"), float("inf"), True, None, [2.0]])
-def test_a_window_that_cannot_be(bundle: Bundle, value: Any) -> None:
+def test_an_impossible_window(bundle: Bundle, value: Any) -> None:
     edit_bundle(bundle.folder, lambda m: m.update(window_s=value))
     refused(bundle.folder, r"bundle\.json (has a window of|is broken)")
 
@@ -152,7 +152,7 @@ def test_a_window_that_cannot_be(bundle: Bundle, value: Any) -> None:
 @pytest.mark.parametrize("value", [0, -1, 10**9, 10**400, 0.5, float("nan"), float("inf"), True, "16", None])
 @pytest.mark.parametrize("name", ["width", "heads", "depth", "mlp_ratio", "patch", "max_frames", "n_classes",
                                   "rate_hz", "n_fft", "hop", "n_mels"])  # fmt: skip
-def test_a_size_that_cannot_be(bundle: Bundle, name: str, value: Any) -> None:
+def test_an_impossible_size(bundle: Bundle, name: str, value: Any) -> None:
     def edit(fields: dict[str, Any]) -> None:
         spec = fields["spec"]
         (spec["frontend"] if name in spec["frontend"] else spec)[name] = value
@@ -163,7 +163,7 @@ def test_a_size_that_cannot_be(bundle: Bundle, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("value", [-1.0, 1e9, float("nan"), float("inf"), "8000", None])
 @pytest.mark.parametrize("name", ["f_min_hz", "f_max_hz", "top_db", "min_power"])
-def test_a_frequency_or_level_that_cannot_be(bundle: Bundle, name: str, value: Any) -> None:
+def test_an_impossible_frequency_or_level(bundle: Bundle, name: str, value: Any) -> None:
     edit_bundle(bundle.folder, lambda m: m["spec"]["frontend"].update({name: value}))
     refused(bundle.folder, rf"bundle\.json (has {name}|is broken)")
 
@@ -205,15 +205,15 @@ def test_a_huge_model_file_or_table_is_neither_hashed_nor_read(bundle: Bundle, m
     real = sha256_file
     monkeypatch.setattr("ced_edge.runtime.bundle.sha256_file", lambda path: hashed.append(path) or real(path))
     model = bundle.path(bundle.files[0])
-    for path, told in [(model, "bytes, not"), (bundle.folder / TABLE_NAME, "has other labels")]:
+    for path, message in [(model, "bytes, not"), (bundle.folder / TABLE_NAME, "has other labels")]:
         with path.open("r+b") as f:
             f.truncate(1 << 34)
-        refused(bundle.folder, told)
+        refused(bundle.folder, message)
     assert model not in hashed
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": ' + "1" * 10_000 + "}", '{"a": "\\ud800"}', "\xff"])
-def test_json_that_python_stumbles_over(bundle: Bundle, text: str) -> None:
+def test_json_that_python_cannot_parse(bundle: Bundle, text: str) -> None:
     (bundle.folder / BUNDLE_NAME).write_bytes(text.encode("latin-1"))
     refused(bundle.folder, r"bundle\.json is not (readable JSON|of format 1)")
 

@@ -1,4 +1,4 @@
-"""Events against cases worked out by hand, and a slow reading of their definition."""
+"""Events compared with cases worked out by hand, and with a slow program that follows their definition."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_hysteresis_by_hand() -> None:
     assert one([0.1, 0.3, 0.5, 0.3, 0.3, 0.1, 0.3, 0.3, 0.1], on=0.5, off=0.3) == [(1.5, 5.5)]
 
 
-def test_the_first_window_speaks_from_its_start_and_the_last_to_its_end() -> None:
+def test_the_first_window_counts_from_its_start_and_the_last_to_its_end() -> None:
     assert one([0.9, 0.9, 0.0, 0.9], on=0.5, off=0.5) == [(0.0, 2.5), (3.5, 5.0)]
     assert one([0.9], on=0.5, off=0.5) == [(0.0, 2.0)]
 
 
-def test_windows_one_after_the_other_end_where_they_end() -> None:
+def test_windows_without_overlap_have_borders_where_they_meet() -> None:
     tags = stream_of([[0.0], [0.9], [0.9], [0.0]], window_s=2.0, hop_s=2.0)
     (event,) = find_events(tags, EventRule(0.5, 0.5))
     assert (event.start_s, event.end_s) == (2.0, 6.0)
@@ -58,9 +58,9 @@ def test_least_duration() -> None:
 
 
 def test_smoothing_takes_the_mean_and_stays_in_place() -> None:
-    # Means of two: .45 .9 .9 .45 0 at the centres 1.5 2.5 3.5 4.5 5.5; the first has but itself.
+    # Means of two: .45 .9 .9 .45 0 at the centres 1.5 2.5 3.5 4.5 5.5. The first mean is over one window.
     assert one([0.0, 0.9, 0.9, 0.9, 0.0, 0.0], smooth=2, on=0.6, off=0.6) == [(2.0, 4.0)]
-    # A single outlier is smoothed away, a single hole is bridged.
+    # Smoothing removes a single outlier, and closes a single gap.
     assert one([0.0, 0.0, 0.9, 0.0, 0.0], smooth=3, on=0.5, off=0.5) == []
     assert len(one([0.9, 0.9, 0.9, 0.0, 0.9, 0.9], smooth=3, on=0.5, off=0.5)) == 1
 
@@ -72,15 +72,15 @@ def test_thresholds_of_single_classes() -> None:
     assert [e.peak for e in found] == pytest.approx([0.6, 0.95])
 
 
-def test_what_was_not_heard_did_not_go_on() -> None:
-    """Skipped windows that leave audio out end an event; those that leave none out do not."""
+def test_an_event_ends_where_audio_was_skipped() -> None:
+    """Skipped windows end an event only if some audio is in no window."""
     tags = stream_of([[0.9]] * 8)
     assert len(find_events([tags[0], tags[2], tags[3]], EventRule())) == 1
     found = find_events([*tags[:2], *tags[5:]], EventRule(smooth=2))
     assert [(e.start_s, e.end_s) for e in found] == [(0.0, 3.0), (5.0, 9.0)]
 
 
-def test_what_is_going_on() -> None:
+def test_active_events() -> None:
     events = Events(EventRule(0.5, 0.2, min_duration_s=1.0), 3)
     seen = []
     for tags in stream_of([[0.3, 0.6, 0.0], [0.6, 0.8, 0.0], [0.3, 0.3, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.0]]):
@@ -100,8 +100,8 @@ def test_a_finished_stream_can_be_followed_by_another() -> None:
     assert events.finish() == []
 
 
-def slowly(probs: Sequence[float], on: float, off: float, min_duration_s: float, smooth: int) -> list[Event]:
-    """The definition, read out: runs of at least `off` with an `on` in them, between midpoints of centres."""
+def slow_events(probs: Sequence[float], on: float, off: float, min_duration_s: float, smooth: int) -> list[Event]:
+    """The definition: runs of at least `off` that reach `on`, with borders midway between centres."""
     means = [np.mean(np.float32(probs[max(0, i + 1 - smooth) : i + 1]), dtype=np.float64) for i in range(len(probs))]
     centres = [np.mean([j + 1.0 for j in range(max(0, i + 1 - smooth), i + 1)]) for i in range(len(probs))]
     borders = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(centres)), len(probs) + 1.0]
@@ -127,11 +127,11 @@ def test_events_are_as_defined(
 ) -> None:
     on, off = thresholds
     rule = EventRule(on, off, min_duration_s, smooth)
-    assert find_events(stream_of([[p] for p in probs]), rule) == slowly(probs, on, off, min_duration_s, smooth)
+    assert find_events(stream_of([[p] for p in probs]), rule) == slow_events(probs, on, off, min_duration_s, smooth)
 
 
 @pytest.mark.parametrize(
-    ("rule", "told"),
+    ("rule", "message"),
     [
         ({"on": 0.2, "off": 0.4}, r"on 0\.2 and off 0\.4: 0 < off <= on <= 1"),
         ({"on": 1.5}, r"on 1\.5"),
@@ -143,12 +143,12 @@ def test_events_are_as_defined(
         ({"smooth": 0, "on": 2.0}, "on 2 and .*; smoothing over 0"),
     ],
 )
-def test_a_rule_that_makes_no_sense(rule: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_an_impossible_rule(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         EventRule(**rule)
 
 
-def test_a_rule_for_a_class_that_is_not_there() -> None:
+def test_a_rule_for_an_unknown_class() -> None:
     with pytest.raises(InputError, match="class 2 is out of range"):
         Events(EventRule(classes={2: (0.5, 0.5)}), 2)
 

@@ -1,4 +1,4 @@
-"""Live sources: what comes through a pipe or a microphone, who may skip, and how it ends."""
+"""Listening: which windows are predicted or skipped, and what happens at the end of a source or at an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Float32 = NDArray[np.float32]
 
 
 class Notebook:
-    """Writes down all it is shown."""
+    """A Show that keeps everything."""
 
     def __init__(self) -> None:
         self.seen: list[Tags] = []
@@ -43,7 +43,7 @@ class Notebook:
 
 
 class Burst:
-    """A source of which so many seconds have come by each time it is asked, as while a slow model was at work."""
+    """A source that delivers these seconds of audio, one number per read, as after a slow prediction."""
 
     def __init__(self, seconds: list[float], live: bool) -> None:
         self._seconds, self.live = iter(seconds), live
@@ -62,25 +62,25 @@ def run(source: Any, hop_s: float = 0.1, **options: Any) -> tuple[ListenStats, N
     return listen(source, stream, Events(EventRule(), 2), book, **options), book
 
 
-def test_a_slow_machine_skips_windows_and_says_so() -> None:
+def test_a_slow_machine_skips_windows_and_reports_it() -> None:
     stats, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=True))
     assert stats.skipped > 20
-    assert stats.windows + stats.skipped == 1 + 30 + 20  # one every 0.1 s, none lost from the count
+    assert stats.windows + stats.skipped == 1 + 30 + 20  # one every 0.1 s, and each is counted once
     assert stats.windows == len(book.seen)
-    # It never lags more than half a second: what is stats next began at most 0.5 s + a window ago.
+    # It is never more than half a second late: the next window began at most 0.5 s + a window ago.
     assert book.seen[1].start_s >= 3.2 - 0.2 - 0.5
     assert stats.seconds == pytest.approx(5.2)
     assert "too slow for a hop of 0.1 s" in book.notes[0]
     assert "windows skipped so far" in book.notes[0]
 
 
-def test_falling_behind_for_long_is_told_of_now_and_then() -> None:
+def test_skipped_windows_are_reported_now_and_then() -> None:
     stats, book = run(Burst([1.0] * 100, live=True))
     assert stats.skipped > 500
     assert 3 < len(book.notes) < 12
 
 
-def test_what_is_not_live_is_never_skipped() -> None:
+def test_no_window_of_a_file_is_skipped() -> None:
     stats, book = run(Burst([0.2, 3.0, *[0.1] * 20], live=False))
     assert stats.skipped == 0
     assert stats.windows == 51
@@ -93,15 +93,15 @@ def test_the_last_events_are_flushed() -> None:
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_stopping_ends_the_events_and_hears_no_more(live: bool) -> None:
-    asked = iter([False] * 3)
-    stats, book = run(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(asked, True))
+def test_stopping_ends_the_events_and_predicts_no_more(live: bool) -> None:
+    answers = iter([False] * 3)
+    stats, book = run(Burst([0.25, 100.0, 0.1, 0.1], live), stopped=lambda: next(answers, True))
     assert stats.windows == 3
     assert book.events[-1].end_s == book.seen[-1].end_s == stats.seconds
 
 
 def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
-    """Two seconds of sound at 48 kHz of which one sample is no number, in pieces of so many frames."""
+    """Two seconds of sound at 48 kHz with one NaN, in pieces of `cuts` frames."""
     wave = np.ones((2 * 48_000, 2), np.float32)
     wave[:30_000] = 0
     wave[at, 1] = np.nan
@@ -114,7 +114,7 @@ def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
 
 
 class Pieces:
-    """A source of what it is given; an exception is raised."""
+    """A source that returns `given`, one item per read. An exception among them is raised."""
 
     def __init__(self, given: Iterable[list[Piece] | Exception], live: bool = False) -> None:
         self._given, self.live = iter(given), live
@@ -130,7 +130,7 @@ class Pieces:
 
 
 def fails(source: Any, error: str) -> tuple[ListenStats, Notebook]:
-    """What is stats of a source before its error."""
+    """The statistics and results of a source that fails with `error`."""
     stats, book = ListenStats(), Notebook()
     stream = StreamingTagger(Loudness(0.2), hop_s=0.1)
     with pytest.raises(CedEdgeError, match=error):
@@ -140,7 +140,7 @@ def fails(source: Any, error: str) -> tuple[ListenStats, Notebook]:
 
 @pytest.mark.parametrize("cuts", [[96_000], [64_000], [1_000], [1, 4_800, 77], [65_537]])
 @pytest.mark.parametrize("at", [0, 64_000, 95_999])
-def test_what_came_before_a_nan_is_heard_however_it_is_cut(cuts: list[int], at: int) -> None:
+def test_samples_before_a_nan_are_predicted_however_the_audio_is_cut(cuts: list[int], at: int) -> None:
     stats, book = fails(Pieces(with_nan(cuts, at)), rf"the sample at {at / 48_000:.3f} s \(index {at}\) is NaN")
     whole = StreamingTagger(Loudness(0.2), hop_s=0.1)
     wave = np.ones((at, 2), np.float32)
@@ -154,7 +154,7 @@ def test_what_came_before_a_nan_is_heard_however_it_is_cut(cuts: list[int], at: 
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_what_came_before_a_source_fails_is_heard(live: bool) -> None:
+def test_samples_before_a_source_fails_are_predicted(live: bool) -> None:
     piece = (np.ones(RATE // 4, np.float32), RATE)
     stats, book = fails(Pieces([[piece], [piece], [piece], CedEdgeError("gone")], live), "gone")
     assert (stats.seconds, stats.skipped) == (0.75, 0)
@@ -168,7 +168,7 @@ def test_another_rate_in_the_middle(frames: int) -> None:
     assert stats.seconds == frames / RATE
 
 
-def test_a_file_is_heard_whole(tmp_path: Path) -> None:
+def test_a_file_is_predicted_to_its_end(tmp_path: Path) -> None:
     wave = np.random.default_rng(0).uniform(-1, 1, (48_000, 2))
     soundfile.write(tmp_path / "x.wav", wave, 48_000)
     stats, _ = run(FileSource(tmp_path / "x.wav"))

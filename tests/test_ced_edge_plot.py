@@ -24,7 +24,7 @@ PROBS = [{74: 0.2, 0: 0.9}, {74: 0.6, 0: 0.1, 500: 0.4}, {74: 0.3}]
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """4 s of quiet noise with a loud tone of 1 kHz from 2 to 3 s; a name that is no formula."""
+    """4 s of quiet noise with a loud tone of 1 kHz from 2 to 3 s; its name is not a formula."""
     wave = np.random.default_rng(0).normal(0, 1e-4, 4 * 44_100)
     wave[2 * 44_100 : 3 * 44_100] += 0.5 * np.sin(2 * np.pi * 1_000 * np.arange(44_100) / 44_100)
     soundfile.write(tmp_path / "$_x$.wav", wave, 44_100, subtype="FLOAT")
@@ -48,7 +48,7 @@ def test_the_timeline_has_the_top_tags_in_order_with_their_values_and_times(figu
     assert below.yaxis_inverted()  # row 0, the likeliest class, is at the top
     (mesh,) = below.collections
     np.testing.assert_allclose(mesh.get_array(), [[0.9, 0.1, 0.0], [0.2, 0.6, 0.3], [0.0, 0.4, 0.0]], atol=1e-7)
-    # A window stands for the time up to the middle between its centre and the next one.
+    # The border between two windows is midway between their centres.
     assert mesh.get_coordinates()[0, :, 0].tolist() == [0.0, 1.5, 2.5, 4.0]
     assert mesh.get_coordinates()[:, 0, 1].tolist() == [-0.5, 0.5, 1.5, 2.5]
     assert (mesh.norm.vmin, mesh.norm.vmax) == (0.0, 1.0)
@@ -69,7 +69,7 @@ def test_the_spectrogram_is_drawn_above_it_on_the_same_time_axis(figure: Any, pa
     assert image.origin == "lower"
     assert image.get_extent() == [0.0, pytest.approx(mel.shape[1] * column_s), 0.0, 64]
     assert image.get_clim() == (pytest.approx(mel.max() - 80), pytest.approx(mel.max()))
-    # The tone lies where its tick is, and when it sounds.
+    # The loudest point is at the frequency and time of the tone.
     ticks = dict(zip([t.get_text() for t in above.get_yticklabels()], above.get_yticks(), strict=True))
     assert list(ticks) == ["250", "500", "1000", "2000", "4000"]
     row, column = np.unravel_index(mel.argmax(), mel.shape)
@@ -95,7 +95,7 @@ def test_tag_plot_writes_the_picture_and_nothing_else(call: Call, path: Path) ->
     code, _, err = call(*tag, out / "x.png")
     assert code == 1
     assert err.startswith(f"ced-edge: cannot write {out / 'x.png'}")
-    # A slip that would put the picture in the recording's place.
+    # The recording by mistake, which the picture would overwrite.
     code, _, err = call(*tag, path)
     assert code == 2
     assert "ends in .png" in err

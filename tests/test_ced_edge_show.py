@@ -1,4 +1,4 @@
-"""Tags and events as they are shown to people and to machines."""
+"""How tags and events are shown on a screen and as text."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def test_the_screen_is_drawn_in_place(capsys: pytest.CaptureFixture[str], monkey
         screen.tags(Tags(i, i + 2.0, probs), [74], ListenStats(skipped=3 * i))
     screen.event(Event(74, 1.0, 2.5, 0.93))
     out = capsys.readouterr().out
-    frames = out.split("\x1b[3F\x1b[J")  # up three lines, and away with them
+    frames = out.split("\x1b[3F\x1b[J")  # three lines up, and clear them
     assert (
         frames[0].splitlines()
         == [
             "0:02.0",
-            " 0.90 ##################   Dog",  # and a star, beyond the terminal's edge
+            " 0.90 ##################   Dog",  # its star is beyond the edge of the terminal
             " 0.40 ########             Baby cry, infant cry"[:30],
         ]
     )
     assert frames[1].startswith("0:03.0, 3 windows skipped\n")
     assert frames[2].splitlines()[0] == "   0:01.0 -    0:02.5  Dog (at most 0.93)"
-    assert frames[2].splitlines()[1:] == frames[1].splitlines()  # and the tags again below it
+    assert frames[2].splitlines()[1:] == frames[1].splitlines()  # the tags again, below the event
     assert len(frames) == 3
 
 
@@ -43,7 +43,7 @@ def test_the_screen_is_no_higher_than_the_terminal(
     for i in range(2):
         screen.tags(Tags(i, i + 2.0, np.zeros(527, np.float32)), [], ListenStats())
     first, second = capsys.readouterr().out.split("\x1b[3F\x1b[J")
-    assert len(first.splitlines()) == len(second.splitlines()) == 3  # and a row for the cursor
+    assert len(first.splitlines()) == len(second.splitlines()) == 3  # the fourth row is for the cursor
     screen.note("it stays")
     screen.note("and this")
     assert capsys.readouterr().out.count("\x1b[3F\x1b[J") == 2

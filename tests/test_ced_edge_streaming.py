@@ -1,4 +1,4 @@
-"""A stream gives what the whole clip gives, bit for bit, however it is cut; it stays small, and refuses misuse."""
+"""A stream predicts the same as the whole clip, bit for bit, however it is cut. It stays small, and refuses misuse."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Float32 = NDArray[np.float32]
 
 
 class Echo:
-    """A tagger whose answer is the window itself, so that every sample of it counts."""
+    """A tagger that returns the window itself, so that every sample is compared."""
 
     rate_hz = RATE
 
@@ -59,7 +59,7 @@ def drain(stream: StreamingTagger) -> Iterator[Tags]:
 
 
 def run(stream: StreamingTagger, pieces: Any, rate_hz: int | None = None, late: bool = False) -> list[Tags]:
-    """All tags of a stream fed with `pieces`, popped as they come or, if `late`, at the end."""
+    """All tags of `pieces`, popped after each piece or, if `late`, at the end."""
     tags: list[Tags] = []
     for piece in pieces:
         stream.accept(piece, rate_hz)
@@ -117,7 +117,7 @@ def test_any_chunking_is_offline_through_a_real_model(input: str, piece: int, ho
     tagger, wave = Tagger(shared_bundle(input)), wave_of(90_000, 1, 1)
     whole = tagger.tag(wave, hop_s=hop_s)
     assert same(run(make(tagger, hop_s=hop_s), np.split(wave, range(piece, len(wave), piece))), whole)
-    # And each window is heard as if it were alone.
+    # Each window has the same prediction on its own.
     for t in whole:
         alone = tagger.predict_window(wave[round(t.start_s * RATE) : round(t.end_s * RATE)])
         np.testing.assert_array_equal(t.probs, alone)
@@ -192,17 +192,17 @@ def test_an_hour_at_once_and_in_pieces_of_20_ms_has_equal_events_and_flat_memory
     stream, events = make(Loudness(1.0), hop_s=0.5), Events(rule, 2)
     pieces = [wave[i : i + 320] for i in range(0, len(wave), 320)]
     in_pieces = feed(stream, events, pieces[: 50 * 3_000])
-    tracemalloc.start()  # for the last ten minutes: it is slow
+    tracemalloc.start()  # for the last ten minutes only, because it is slow
     late = feed(stream, events, pieces[50 * 3_000 :])
     grown = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     assert in_pieces + late + end(stream, events) == at_once
-    # Beside the events found, at most one buffer of the stream that was made anew in these minutes.
+    # Besides the events, only the buffer of the stream may have been allocated in these minutes.
     assert stream._intake._buffer.nbytes < 300_000
     assert grown < stream._intake._buffer.nbytes + 300 * len(late) + 20_000
 
 
-def test_an_hour_fed_at_once_is_let_go_of() -> None:
+def test_the_memory_of_an_hour_fed_at_once_is_freed() -> None:
     stream = make(Echo(1.0))
     stream.accept(np.zeros(3_600 * RATE, np.float32))
     for _ in drain(stream):
@@ -239,7 +239,7 @@ def test_nan_is_refused_with_its_place_and_the_stream_goes_on(value: float, what
 
 @pytest.mark.parametrize("input", ["waveform", "mel"])
 def test_silence_clipping_and_gaps(input: str) -> None:
-    """Answers are probabilities; what lies beyond 1 is heard as it is; digital silence cuts nothing short."""
+    """Predictions stay in [0, 1], samples beyond 1 are not clipped, and digital silence ends nothing."""
     tagger, wave = Tagger(shared_bundle(input)), 0.5 * wave_of(3 * RATE, 1, 7)
     wave[RATE : 2 * RATE] = 0
     for x in (np.zeros(3 * RATE, np.float32), wave, 100 * wave, np.sign(wave)):
@@ -250,7 +250,7 @@ def test_silence_clipping_and_gaps(input: str) -> None:
     assert not np.array_equal(loud, clipped)
 
 
-def test_misuse_says_which() -> None:
+def test_errors_name_the_misuse() -> None:
     stream = make(Echo())
     with pytest.raises(InputError, match="no window is ready"):
         stream.pop()
@@ -270,7 +270,7 @@ def test_misuse_says_which() -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
+    ("samples", "message"),
     [
         (np.zeros(10, np.int16), r"floats in \[-1, 1\], not int16: divide"),
         (np.zeros((2, 480), np.float32), r"\(n, channels\) with at most 64 channels, not \(2, 480\)"),
@@ -279,8 +279,8 @@ def test_misuse_says_which() -> None:
         (np.float32(0.5), r"not \(\)"),
     ],
 )
-def test_other_arrays_are_refused(samples: Any, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_other_arrays_are_refused(samples: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         make(Echo()).accept(samples)
 
 
@@ -291,13 +291,13 @@ def test_a_rate_that_no_sound_card_has_is_refused(rate_hz: int) -> None:
 
 
 @pytest.mark.parametrize("window_s", [0, -1, float("nan"), float("inf")])
-def test_a_window_of_nothing_is_refused(window_s: float) -> None:
+def test_a_window_without_a_length_is_refused(window_s: float) -> None:
     with pytest.raises(InputError, match=r"a window of .* give seconds above 0"):
         make(Echo(), window_s)
 
 
 @pytest.mark.parametrize("window_s", [0.001, 0.21, 10])
-def test_a_window_that_the_model_cannot_hear_is_refused(window_s: float) -> None:
+def test_a_window_that_the_model_does_not_accept_is_refused(window_s: float) -> None:
     with pytest.raises(InputError, match=r"a window of .* does not fit echo: 0\.00625 to 0\.2 s"):
         make(Echo(), window_s)
 
@@ -308,7 +308,7 @@ def test_a_hop_that_leaves_samples_out_is_refused(hop_s: float) -> None:
         make(Echo(), hop_s=hop_s)
 
 
-def test_skipped_windows_are_not_heard_and_the_next_ones_are_right() -> None:
+def test_windows_after_skipped_ones_are_right() -> None:
     wave = wave_of(3_200 + 4 * 800, 1, 8)
     stream = make(Echo(), hop_s=0.05)
     stream.accept(wave)

@@ -70,7 +70,7 @@ def test_an_error_of_the_model_names_the_file(audio: Path, monkeypatch: pytest.M
 
 
 def test_results_are_not_kept_once_they_are_yielded(audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the memory grows with the number of files."""
+    """If they were kept, the memory would grow with the number of files."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     begun = 0
 
@@ -90,7 +90,7 @@ def test_results_are_not_kept_once_they_are_yielded(audio: Path, monkeypatch: py
     for count, done in enumerate(tag_files.tag_files(fakes, paths), start=1):
         assert len(done.tags) == 5
         gc.collect()
-        assert len(alive) <= 1 + most  # the one that we hold, and those that wait
+        assert len(alive) <= 1 + most  # the one in our hand, and those that wait
         assert begun <= count + most
     assert count == begun == 100
 
@@ -131,12 +131,12 @@ def test_tag_file_reads_a_long_file_in_pieces(tmp_path: Path) -> None:
 
 def test_tag_file_names_the_file_in_every_error(tmp_path: Path) -> None:
     tagger, path = Tagger(shared_bundle()), tmp_path / "x.wav"
-    for samples, told in [
+    for samples, message in [
         (np.full(9_000, np.nan), r"x\.wav: the sample at 0\.000 s \(index 0\) is NaN"),
         (np.zeros(1), r"x\.wav: too short: no sample is left at 16000 Hz"),
     ]:
         soundfile.write(path, samples, 48_000, subtype="FLOAT")
-        with pytest.raises(AudioError, match=told):
+        with pytest.raises(AudioError, match=message):
             tagger.tag_file(path)
     with pytest.raises(AudioError, match=r"nothing\.wav: no such file"):
         tagger.tag_file(tmp_path / "nothing.wav")

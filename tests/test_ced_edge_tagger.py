@@ -1,4 +1,4 @@
-"""A bundle answers as torch does, through the first of its files that can be run here, and lies are found at load."""
+"""A bundle predicts what torch predicts, with the first file that can be run. A file with false claims is refused."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ def by_torch(model: CED, wave: Float32) -> Float32:
 
 
 class Fake:
-    """A backend that answers with the mean of what it is given, and keeps that."""
+    """A backend that returns the mean of its input, and keeps its inputs."""
 
     runtime, metadata = "fake 1.0", {}
 
     def __init__(self, inputs: tuple[Port, ...], outputs: tuple[Port, ...] = (Port("prob", (1, 527), "float32"),)):
         self.inputs, self.outputs = inputs, outputs
-        self.heard: list[NDArray[Any]] = []
+        self.given: list[NDArray[Any]] = []
 
     def run(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
-        self.heard.append(inputs[0].copy())
+        self.given.append(inputs[0].copy())
         return [np.full((1, 527), np.abs(inputs[0]).mean(), np.float32)]
 
 
-# Shorter than half an FFT, than a patch, than a window; a window; more; an exact multiple.
+# Shorter than half an FFT, than a patch and than a window; one window; more; a multiple of the window.
 @pytest.mark.parametrize("samples", [1, 256, 257, 2_399, 2_400, 20_001, WINDOW, WINDOW + 1, 3 * WINDOW, 75_000])
 @pytest.mark.parametrize("input", ["waveform", "mel"])
-def test_answers_are_torchs(model: CED, input: str, samples: int) -> None:
+def test_predictions_are_those_of_torch(model: CED, input: str, samples: int) -> None:
     wave = noise(samples, samples)
     np.testing.assert_allclose(Tagger(shared_bundle(input)).predict(wave), by_torch(model, wave), rtol=0, atol=1e-5)
 
 
-def test_answers_tell_clips_apart(model: CED) -> None:
-    """Else the test above would show nothing."""
+def test_predictions_differ_between_clips(model: CED) -> None:
+    """If they did not, the test above would prove nothing."""
     tone = np.sin(2 * np.pi * 440 * np.arange(WINDOW) / RATE).astype(np.float32)
     quiet, loud = by_torch(model, noise(WINDOW)), by_torch(model, tone)
     assert np.abs(quiet - loud).max() > 0.01
@@ -85,7 +85,7 @@ def test_a_fixed_window_is_filled_by_repeating(model: CED, tmp_path: Path, input
         wave = noise(samples)
         repeated = by_torch(model, np.tile(wave, -(-WINDOW // samples))[:WINDOW])
         np.testing.assert_allclose(fixed.predict_window(wave), repeated, rtol=0, atol=1e-5)
-    # Over windows, each counts by what it holds, not by what it was filled up to.
+    # In the mean over windows, each has the weight of its own samples, without the repeated ones.
     wave = noise(WINDOW + 4_000)
     full, tail = fixed.predict_window(wave[:WINDOW]), fixed.predict_window(wave[WINDOW:])
     np.testing.assert_allclose(
@@ -94,7 +94,7 @@ def test_a_fixed_window_is_filled_by_repeating(model: CED, tmp_path: Path, input
 
 
 def test_tflite_takes_its_one_window(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
-    """As a TFLite file is: other names, one shape, no free axis."""
+    """The ports of a real TFLite file: other names, one shape, no free axis."""
     shape = (1, WINDOW) if bundle.input == "waveform" else (1, 64, 201)
     fake = Fake((Port("serving_default_args_0:0", shape, "float32"),), (Port("out:0", (1, 527), "float32"),))
     (bundle.folder / "m.tflite").write_bytes(b"model")
@@ -102,7 +102,7 @@ def test_tflite_takes_its_one_window(monkeypatch: pytest.MonkeyPatch, bundle: Bu
     tiny = Tagger(with_file(bundle, bundle.folder / "m.tflite", "int8"), format="tflite")
     for samples in (1, 3_000, WINDOW):
         tiny.tag(noise(samples))
-    assert {x.shape for x in fake.heard} == {shape}
+    assert {x.shape for x in fake.given} == {shape}
 
 
 def test_rate_channels_and_windows(model: CED) -> None:
@@ -113,14 +113,14 @@ def test_rate_channels_and_windows(model: CED) -> None:
     tags = tagger.tag(wave, window_s=1.0, hop_s=0.5)
     assert [(t.start_s, t.end_s) for t in tags] == [(0, 1), (0.5, 1.5), (1, 2), (1.5, 2.5), (2, 3)]
     np.testing.assert_allclose(tags[3].probs, by_torch(model, wave[24_000:40_000]), rtol=0, atol=1e-5)
-    # A tone at another rate is the same tone.
+    # A tone sounds the same at another sample rate.
     t_in, t_out = np.arange(2 * 44_100) / 44_100, np.arange(2 * RATE) / RATE
     there, here = (np.sin(2 * np.pi * 1_000 * t).astype(np.float32) for t in (t_in, t_out))
     np.testing.assert_allclose(tagger.predict(there, 44_100), tagger.predict(here), rtol=0, atol=0.05)
 
 
 @pytest.mark.parametrize("samples", [0, WINDOW + 1])
-def test_a_window_that_is_none(samples: int) -> None:
+def test_a_window_of_a_wrong_length(samples: int) -> None:
     with pytest.raises(ValueError, match=f"a window holds 1 to 32000 samples, not {samples}"):
         Tagger(shared_bundle()).predict_window(noise(samples))
 
@@ -138,25 +138,25 @@ def test_top_and_mean() -> None:
     assert [(label.name, p) for label, p in tags.top(2)] == [("Dog", 0.75), ("Silence", 0.5)]
     assert [label.index for label, _ in tags.top(9, threshold=0.5)] == [74, 500]
     assert len(tags.top(9)) == 9
-    # By hand: 3 s of one and 1 s of the other.
+    # Worked out by hand: 3 s of one and 1 s of the other.
     mean = mean_probs([Tags(0.0, 3.0, np.full(527, 0.8, np.float32)), Tags(3.0, 4.0, np.full(527, 0.4, np.float32))])
     np.testing.assert_allclose(mean, 0.7, rtol=1e-6)
 
 
 def test_first_file_whose_runtime_is_installed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The int8 .tflite comes before the fp32 .onnx, if it can be run."""
+    """The int8 .tflite comes before the fp32 .onnx, if a runtime for it is installed."""
     path = bundle.folder / "m.tflite"
     path.write_bytes(b"not read without a runtime")
     more = with_file(bundle, path, "int8")
     monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("no_such_runtime", "none"),))
     assert Tagger(more).file == bundle.files[0]
     assert Tagger(more).backend.runtime.startswith("onnxruntime ")
-    for asked in ({"format": "tflite"}, {"kind": "int8"}, {"file": "m.tflite"}):
+    for wanted in ({"format": "tflite"}, {"kind": "int8"}, {"file": "m.tflite"}):
         with pytest.raises(InputError, match=r"m\.tflite needs a TFLite runtime: pip install ai-edge-litert"):
-            Tagger(more, **asked)
+            Tagger(more, **wanted)
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match="pip install ai-edge-litert"):
-        Tagger(more)  # of all that is missing, what the first choice needs
+        Tagger(more)  # the message names the runtime of the first choice
     with pytest.raises(InputError, match="pip install onnxruntime"):
         Tagger(more, format="onnx")
 
@@ -177,8 +177,8 @@ def test_the_runtime_decides_which_file_is_loaded(bundle: Bundle, monkeypatch: p
         Tagger(more, runtime="abacus")
 
 
-def test_a_broken_file_is_not_passed_over(bundle: Bundle) -> None:
-    """Another file would hide that the one asked for cannot be used."""
+def test_a_broken_file_is_not_skipped(bundle: Bundle) -> None:
+    """Another file in its place would hide that it is broken."""
     path = bundle.folder / "m.onnx"
     path.write_bytes(b"this is no model" * 100)
     more = with_file(bundle, path, "int8")
@@ -188,16 +188,16 @@ def test_a_broken_file_is_not_passed_over(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("wanted", "message"),
     [
         ({"kind": "int8"}, "has no int8 file: it holds 24x2-fp32.onnx"),
         ({"format": "tflite", "kind": "fp32"}, "has no fp32 tflite file"),
         ({"file": "other.onnx"}, "has no other.onnx file"),
     ],
 )
-def test_asked_for_what_is_not_there(asked: dict[str, str], told: str) -> None:
-    with pytest.raises(InputError, match=told):
-        Tagger(shared_bundle(), **asked)
+def test_a_file_that_the_bundle_lacks(wanted: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Tagger(shared_bundle(), **wanted)
 
 
 def wrong_ports(mel: bool) -> list[tuple[str, Fake]]:
@@ -224,38 +224,38 @@ def wrong_ports(mel: bool) -> list[tuple[str, Fake]]:
 @pytest.mark.parametrize(
     ("input", "case"), [(input, i) for input in ("waveform", "mel") for i in range(len(wrong_ports(input == "mel")))]
 )
-def test_a_file_that_does_not_do_what_the_manifest_says(monkeypatch: pytest.MonkeyPatch, input: str, case: int) -> None:
+def test_a_file_that_is_not_what_bundle_json_says(monkeypatch: pytest.MonkeyPatch, input: str, case: int) -> None:
     what, fake = wrong_ports(input == "mel")[case]
     monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
-    told = rf"is not what its bundle.json says: its {what} is .*export the bundle again"
-    with pytest.raises(InputError, match=told) as e:
+    message = rf"is not what its bundle.json says: its {what} is .*export the bundle again"
+    with pytest.raises(InputError, match=message) as e:
         Tagger(shared_bundle(input))
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("answer", [np.full((1, 527), np.nan, np.float32), np.zeros((1, 521), np.float32)])
-def test_an_answer_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, answer: Any) -> None:
+@pytest.mark.parametrize("output", [np.full((1, 527), np.nan, np.float32), np.zeros((1, 521), np.float32)])
+def test_an_output_of_nan_or_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch, output: Any) -> None:
     fake = Fake((Port("waveform", (-1, -1), "float32"),), (Port("prob", (-1, -1), "float32"),))
-    fake.run = lambda *inputs: [answer]  # type: ignore[method-assign]
+    fake.run = lambda *inputs: [output]  # type: ignore[method-assign]
     monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
     with pytest.raises(CedEdgeError, match="did not return 527 finite numbers: it is broken, export it again"):
         Tagger(shared_bundle()).predict(noise(3_000))
 
 
 def test_threads_reach_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
+    threads_given: list[int] = []
 
     def load(path: Path, threads: int, runtime: str | None) -> Fake:
-        asked.append(threads)
+        threads_given.append(threads)
         return Fake((Port("waveform", (-1, -1), "float32"),))
 
     monkeypatch.setattr(tagger, "load_backend", load)
     Tagger(shared_bundle(), threads=3)
-    assert asked == [3]
+    assert threads_given == [3]
 
 
 def test_a_cold_process_imports_little() -> None:
-    """The first answer is to come at once: nothing of torch, matplotlib or scipy is loaded for it."""
+    """The first prediction must be quick, so torch, matplotlib and scipy are not loaded for it."""
     code = (
         "import sys, numpy as np\nfrom ced_edge.runtime.tagger import Tagger\n"
         f"Tagger({str(shared_bundle().folder)!r}).predict(np.zeros(16000, np.float32))\n"

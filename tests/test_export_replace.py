@@ -32,7 +32,7 @@ def bundle(tmp_path: Path) -> Bundle:
 
 
 def mark_old(bundle: Bundle) -> None:
-    """Tell a bundle from the one that takes its place."""
+    """Mark a bundle, so that it differs from its replacement."""
     edit_bundle(bundle.folder, lambda m: m.update(versions={"torch": "old"}))
 
 
@@ -51,7 +51,7 @@ def test_a_bundle_is_swapped_in_as_a_whole_or_not_at_all(bundle: Bundle) -> None
     with pytest.raises(RuntimeError, match="half-way"):
         fill(fail=True)
     assert is_old(bundle.folder)
-    killed = bundle.folder.with_name(".bundle.1.tmp")  # what a killed export leaves
+    killed = bundle.folder.with_name(".bundle.1.tmp")  # the leftover of a killed export
     killed.mkdir()
     fill(fail=False)
     assert not is_old(bundle.folder)
@@ -59,7 +59,7 @@ def test_a_bundle_is_swapped_in_as_a_whole_or_not_at_all(bundle: Bundle) -> None
     assert [p.name for p in bundle.folder.parent.iterdir()] == ["bundle"]
 
 
-def test_of_a_link_what_it_leads_to_is_replaced(bundle: Bundle) -> None:
+def test_the_folder_behind_a_link_is_replaced(bundle: Bundle) -> None:
     link = bundle.folder.with_name("current")
     link.symlink_to(bundle.folder.name)
     mark_old(bundle)
@@ -117,7 +117,7 @@ def test_files_beside_the_bundles_own_are_not_lost(bundle: Bundle) -> None:
     assert [p.name for p in bundle.folder.iterdir()] == ["new"]
 
 
-def test_an_empty_folder_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_an_empty_folder_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with atomic_folder(tmp_path / "empty") as folder:
         (folder / "new").touch()
@@ -125,7 +125,7 @@ def test_an_empty_folder_is_in_nobodys_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["/proc/nope/x", "file/x", "file/x/y", "x" * 300])
-def test_a_place_that_cannot_be(tmp_path: Path, place: str) -> None:
+def test_an_impossible_place(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CedEdgeError, match="cannot write") as e, atomic_folder(tmp_path / place):
         pass
@@ -157,7 +157,7 @@ def test_a_killed_export_leaves_the_old_bundle_and_is_cleared_away(tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 2
     with atomic_folder(bundle) as folder:
         write_marked(folder, "newer")
-        # A second one at the same time takes nothing from the first.
+        # A second export at the same time does not remove the folder of the first.
         with atomic_folder(tmp_path / "bundle") as other:
             write_marked(other, "between")
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
@@ -165,7 +165,7 @@ def test_a_killed_export_leaves_the_old_bundle_and_is_cleared_away(tmp_path: Pat
 
 
 def write_marked(folder: Path, text: str) -> None:
-    """What passes for a bundle when it is replaced."""
+    """The least that counts as a bundle when it is replaced."""
     (folder / BUNDLE_NAME).write_text(json.dumps({"format": 1, "files": [], "mark": text}))
 
 
@@ -175,14 +175,14 @@ def mark(folder: Path) -> Any:
 
 @pytest.fixture
 def other_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One without renameat2, where there is no C library to ask either."""
+    """A system without renameat2, and without a C library to look for it."""
     monkeypatch.setattr(replace, "sys", SimpleNamespace(platform="win32"))
     monkeypatch.setattr(replace.ctypes, "CDLL", None)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_killed_between_the_renames(tmp_path: Path, other_system: None, step: int) -> None:
-    """Before each of the three: the old bundle, or the new one, is there when the next export begins, and stays."""
+    """Killed before each of the three, the old or the new bundle is there for the next export, and stays."""
     bundle = tmp_path / "bundle"
     with atomic_folder(bundle) as folder:
         write_marked(folder, "old")
@@ -260,7 +260,7 @@ def test_without_locks_no_live_folder_is_removed(tmp_path: Path, monkeypatch: py
 
 
 def write_named(folder: Path, *names: object) -> None:
-    """What passes for a bundle when it is replaced."""
+    """The least that counts as a bundle when it is replaced."""
     text = {"format": 1, "files": [{"name": name} for name in names]}
     (folder / BUNDLE_NAME).write_text(json.dumps(text))
 
@@ -284,7 +284,7 @@ def test_a_new_bundle_has_the_permissions_that_mkdir_gives(tmp_path: Path, umask
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
 def test_a_replaced_bundle_keeps_its_permissions(tmp_path: Path) -> None:
-    """One that its owner made private does not become public by a new export."""
+    """A bundle that its owner made private does not become public by a new export."""
     for _ in range(2):
         with atomic_folder(tmp_path / "bundle") as folder:
             write_named(folder)

@@ -1,4 +1,4 @@
-"""A small CED with random weights, exported as it is, for the tests of what runs a bundle."""
+"""A small CED with random weights, exported as fp32 ONNX, for tests that run a bundle."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from ced_edge.runtime.bundle import BUNDLE_NAME, LABELS_NAME, Bundle, ModelFile,
 from ced_edge.spec import ModelSpec
 
 SPEC = ModelSpec(width=24, heads=3, depth=2, max_frames=201)
-"""Its longest input is 2 s, so that torch's `predict` hears the same windows as the bundle."""
+"""Its longest input is 2 s, so torch's `predict` cuts the same windows as the bundle."""
 WINDOW_S = 2.0
 
 
 def tiny_model(seed: int = 0, spec: ModelSpec = SPEC) -> CED:
-    """Random weights, strong enough that answers differ from clip to clip and spread over (0, 1)."""
+    """Random weights, large enough that predictions differ between clips and spread over (0, 1)."""
     torch.manual_seed(seed)
     model = CED(spec).eval()
     with torch.no_grad():
@@ -80,7 +80,7 @@ def export_onnx(path: Path, model: CED, input: str, window_s: float, free: bool 
 def write_bundle(
     folder: Path, input: str = "waveform", window_s: float = WINDOW_S, seed: int = 0, free: bool = True
 ) -> Bundle:
-    """Export `tiny_model(seed)` as fp32 ONNX into `folder`, with labels and manifest."""
+    """Export `tiny_model(seed)` as fp32 ONNX into `folder`, with labels.txt and bundle.json."""
     model = tiny_model(seed)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{SPEC.name}-fp32.onnx"
@@ -102,19 +102,19 @@ def write_bundle(
 
 
 def model_file(path: Path, kind: str) -> ModelFile:
-    """What a manifest says of a file."""
+    """The entry of a file in bundle.json."""
     return ModelFile(path.name, kind, "none" if kind == "fp32" else "made up", path.stat().st_size, sha256_file(path))
 
 
 def with_file(bundle: Bundle, path: Path, kind: str) -> Bundle:
-    """The bundle with one more file, which lies in its folder, and its manifest written again."""
+    """The bundle with one more file, which is in its folder already. Its bundle.json is written again."""
     more = dataclasses.replace(bundle, files=(*bundle.files, model_file(path, kind)))
     more.write()
     return more
 
 
 def edit_bundle(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the fields of a bundle.json, and the hash of them too."""
+    """Change the fields of a bundle.json, and make its hash match."""
     path = folder / BUNDLE_NAME
     fields = json.loads(path.read_text())
     del fields["sha256"]
@@ -124,7 +124,7 @@ def edit_bundle(folder: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def shared_bundle(input: str = "waveform") -> Bundle:
-    """A bundle made once for all tests of this process: to be read, and copied by whoever changes it."""
+    """A bundle that all tests of this process share. Read it only; a test that changes it makes a copy."""
     return _made_once(input)
 
 
