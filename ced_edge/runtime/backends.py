@@ -133,8 +133,8 @@ class OnnxBackend:
         ort, package = _import_runtime(path, f"{path} needs ONNX Runtime", runtime)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.inter_op_num_threads = 1  # the model is one chain of operators: no two can run at once
+        options.log_severity_level = 3  # errors only: they are raised too, and warnings would mix with our output
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as e:  # ONNX Runtime raises a dozen classes of its own
@@ -234,12 +234,14 @@ def _packed_labels(path: Path) -> dict[str, str]:
 
 
 def _onnx_port(port: Any) -> Port:
+    # A free size is a name or None.
     shape = tuple(d if isinstance(d, int) else -1 for d in port.shape)
     name = port.type.removeprefix("tensor(").removesuffix(")")
     return Port(port.name, shape, {"float": "float32", "double": "float64"}.get(name, name))
 
 
 def _tflite_port(d: dict[str, Any]) -> Port:
+    # The signature has -1 for free sizes. Some runtimes leave it empty when no size is free.
     signature = d.get("shape_signature", d["shape"])
     shape = signature if len(signature) == len(d["shape"]) else d["shape"]
     return Port(d["name"], tuple(int(n) for n in shape), np.dtype(d["dtype"]).name)

@@ -22,7 +22,7 @@ FORMAT = 1
 BUNDLE_NAME, LABELS_NAME = "bundle.json", "labels.txt"
 INPUTS = ("waveform", "mel")
 KINDS = ("int8", "int8-static", "fp32")
-"""Arithmetic of a model file, the default first."""
+"""Arithmetic of a model file, the default first: int8 is the fastest on a CPU at equal accuracy."""
 FORMATS = ("onnx", "tflite")
 
 # Nothing in a bundle is trusted: it may come from anywhere. So every size has a limit, far above what real bundles
@@ -140,6 +140,7 @@ def read_bundle(folder: Path | str) -> Bundle:
         raise InputError(f"{path} is not readable JSON: {first_line(e)}") from e
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         raise InputError(f"{path} is not of format {FORMAT}: export the bundle again")
+    # This finds accidents. It does not stop an attacker, who can compute the hash again; the checks below do.
     if fields.pop("sha256", None) != _digest(fields):
         raise InputError(f"{path} is not as it was exported (its hash differs): copy or export the bundle again")
     bundle = _parse(folder, {k: v for k, v in fields.items() if k != "format"})

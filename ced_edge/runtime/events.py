@@ -96,12 +96,13 @@ class Events:
 
     def push(self, tags: Tags) -> list[Event]:
         """Add the next window, and return the events that end before it, sorted by start."""
-        # Windows were skipped, so nobody knows whether a sound continued: all events end before the gap.
+        # Windows were skipped, so it is not known whether a sound continued: all events end before the gap.
         ended = self.finish() if self._recent and tags.start_s > self._recent[-1].end_s else []
         first = not self._recent
         self._recent.append(tags)
         probs = np.mean([t.probs for t in self._recent], axis=0, dtype=np.float64)  # (C,)
         centre_s = float(np.mean([(t.start_s + t.end_s) / 2 for t in self._recent]))
+        # A smoothed probability belongs to the mean of the centres that it was averaged over.
         border_s = tags.start_s if first else (self._centre_s + centre_s) / 2
         self._centre_s = centre_s
         above = probs >= self._off

@@ -61,6 +61,7 @@ def listen(
     fails, or gives unusable samples, everything before is predicted first, and then the CedEdgeError is raised.
     `stats`, if given, is filled in that case too.
     """
+    # At least one window must be able to wait, or nothing would ever be predicted.
     stats, most = stats or ListenStats(), max(1, round(MAX_LAG_S * stream.tagger.rate_hz / stream.hop))
     reported, error = 0, None
 
@@ -82,7 +83,7 @@ def listen(
                 for samples, rate_hz in pieces or ():
                     _accept(stream, samples, rate_hz)
             except CedEdgeError as e:
-                error = e
+                error = e  # raised at the end: the audio before it is still to be predicted
                 break
             if pieces is None:
                 break
@@ -96,6 +97,7 @@ def listen(
             )
         if stream.ready():
             tag_next()
+    # No more audio arrives, so nothing can fall behind any more, and no window is skipped.
     stream.finish()
     while stream.ready() and not stopped():
         tag_next()

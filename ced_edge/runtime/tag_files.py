@@ -44,6 +44,7 @@ def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]
     files: list[Path] = []
     for path in paths:
         errors: list[OSError] = []
+        # os.path, as Path.is_dir raises on names that the system refuses.
         inside = audio_files(path, errors.append) if os.path.isdir(path) else []
         for error in errors:
             failed(error)
@@ -86,11 +87,11 @@ def tag_files(
     def tags_of(own: Tagger, i: int) -> Iterator[Tags]:
         if os.path.isdir(paths[i]):
             raise AudioError(str(paths[i]), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        length_s = duration_s(paths[i])
+        length_s = duration_s(paths[i])  # as the header says, which is good enough for a progress bar
         for tags in tag_file(StreamingTagger(own, window_s, hop_s), paths[i]):
             shares[i] = min(1.0, tags.end_s / length_s)
             yield tags
-            if stopped.is_set():
+            if stopped.is_set():  # nobody will read the result
                 return
 
     jobs = max(1, min(jobs, len(paths)))

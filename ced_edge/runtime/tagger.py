@@ -35,6 +35,7 @@ class Tags:
 
     def top(self, k: int, threshold: float = 0.0) -> list[tuple[Label, float]]:
         """The `k` likeliest classes with a probability of at least `threshold`, the likeliest first."""
+        # Stable, so that classes with the same probability have a fixed order.
         order = np.argsort(-self.probs, kind="stable")[:k]
         return [(labels()[i], float(self.probs[i])) for i in order if self.probs[i] >= threshold]
 
@@ -61,6 +62,7 @@ class Tagger:
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
         self.file, self.backend = _load(self.bundle, self.bundle.fitting(file, kind, format), threads, runtime)
         self.path = self.bundle.path(self.file)
+        # The file may come from anywhere, so what it claims is checked before it is used.
         self._steps = _input_steps(self.bundle, self.backend, self.path)
         _check_labels(self.backend, self.path)
 
@@ -172,6 +174,7 @@ class StreamingTagger:
 
     def ready(self) -> int:
         """The number of windows that can be popped."""
+        # Before the end only full windows count: more samples may still complete the last one.
         count = n_windows if self._intake.finished else n_full
         return count(self._intake.samples, self.window, self.hop) - self._next
 
@@ -179,7 +182,7 @@ class StreamingTagger:
         """Predict the next window. Raises InputError when none is ready."""
         start, stop = self._advance()
         probs = self.tagger.predict_window(self._intake.view(start, stop), self._mels, start)
-        self._intake.drop(self._next * self.hop)
+        self._intake.drop(self._next * self.hop)  # no later window starts before this sample
         return Tags(*times_s((start, stop), self.tagger.rate_hz), probs)
 
     def skip(self) -> None:
@@ -236,7 +239,7 @@ def mean_probs(tags: Sequence[Tags]) -> Float32:
 def _samples(name: str, seconds: float, rate_hz: int) -> int:
     if not 0 < seconds < float("inf"):
         raise InputError(f"a {name} of {seconds:g} s: give seconds above 0")
-    return round(seconds * rate_hz)
+    return round(seconds * rate_hz)  # 0.07 * 16000 is 1120.0000000000002
 
 
 def _load(bundle: Bundle, files: Sequence[ModelFile], threads: int, runtime: str | None) -> tuple[ModelFile, Backend]:
