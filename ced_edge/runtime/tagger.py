@@ -239,7 +239,8 @@ def mean_probs(tags: Sequence[Tags]) -> Float32:
 def _samples(name: str, seconds: float, rate_hz: int) -> int:
     if not 0 < seconds < float("inf"):
         raise InputError(f"a {name} of {seconds:g} s: give seconds above 0")
-    return round(seconds * rate_hz)  # 0.07 * 16000 is 1120.0000000000002
+    # To the nearest sample: a window of 1/3 s, for example, does not end on one.
+    return round(seconds * rate_hz)
 
 
 def _load(bundle: Bundle, files: Sequence[ModelFile], threads: int, runtime: str | None) -> tuple[ModelFile, Backend]:
