@@ -262,13 +262,21 @@ def test_evaluate_teachers_and_their_ensemble(call: Call, teacher: Path, tmp_pat
     assert out.count(f"{alone['mean_ap']:.4f}") == 4
 
 
-def test_labels_as_the_teacher(call: Call, packed: Pack, teacher: Path) -> None:
+def test_labels_as_the_teacher(call: Call, packed: Pack, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = ["teach", "--pack", packed.location, "--out", "s", "--labels"]
     refused(call(*wanted, "--teacher", f"ear={teacher}"), 2, "--labels are the only teacher")
     code, out, _ = call(*wanted, "--json")
     store = Store.open(Path("s"))
     assert store.clean
     assert (code, json.loads(out)) == (0, {"store": "s", "views": 24, "bytes": store.bytes(), "processes": 1})
+    # Under torchrun one process prints, and it cannot know what the others still write.
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, result in ((0, {"store": "s", "views": 24, "bytes": None, "processes": 2}), (1, None)):
+        monkeypatch.setenv("RANK", str(rank))
+        code, out, err = call(*wanted, "--json")
+        assert (code, json.loads(out or "null"), err) == (0, result, f"ced-edge: s: process {rank} of 2 has finished\n")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
     train = ["train", "--pack", packed.location, "--store", "s", "--out", "r", "--steps", 3, "--batch", 4]
     assert call(*train, "--windows", "1x0.4", "--view-seed", 3)[0] == 0
     views = torch.load(f"r/{STATE_NAME}", weights_only=True)["recipe"]["views"]
