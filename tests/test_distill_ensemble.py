@@ -16,23 +16,23 @@ RATE_HZ = 16_000
 
 
 class Constant:
-    """Answers the same for every clip, and remembers what it heard."""
+    """Predicts the same for every clip, and records its input."""
 
     sha256 = "0" * 64
     min_samples = 1
     device = torch.device("cpu")
 
-    def __init__(self, name: str, answer: dict[int, float], rate_hz: int = RATE_HZ) -> None:
+    def __init__(self, name: str, known: dict[int, float], rate_hz: int = RATE_HZ) -> None:
         self.name = name
         self.rate_hz = rate_hz
-        self.known = np.isin(np.arange(527), list(answer))
+        self.known = np.isin(np.arange(527), list(known))
         self.probs = torch.zeros(527)
-        for i, p in answer.items():
+        for i, p in known.items():
             self.probs[i] = p
-        self.heard: list[Tensor] = []
+        self.inputs: list[Tensor] = []
 
     def __call__(self, wave: Tensor) -> Tensor:
-        self.heard.append(wave)
+        self.inputs.append(wave)
         return self.probs.expand(len(wave), -1)
 
 
@@ -47,16 +47,16 @@ def test_average_over_the_teachers_that_know() -> None:
     assert ensemble.each(torch.zeros(3, 100)).shape == (2, 3, 527)
 
 
-answers = st.dictionaries(st.integers(0, 20), st.floats(0, 1, width=32), max_size=15)
+tables = st.dictionaries(st.integers(0, 20), st.floats(0, 1, width=32), max_size=15)
 
 
-@given(answers=st.lists(answers, min_size=1, max_size=5))
+@given(tables=st.lists(tables, min_size=1, max_size=5))
 @settings(max_examples=40, deadline=None)
-def test_average_against_plain_python(answers: list[dict[int, float]]) -> None:
-    ensemble = Ensemble([Constant(f"t{i}", a) for i, a in enumerate(answers)], RATE_HZ)
+def test_average_against_plain_python(tables: list[dict[int, float]]) -> None:
+    ensemble = Ensemble([Constant(f"t{i}", a) for i, a in enumerate(tables)], RATE_HZ)
     probs = ensemble(torch.zeros(1, 10))[0]
     for c in range(21):
-        values = [a[c] for a in answers if c in a]
+        values = [a[c] for a in tables if c in a]
         assert float(probs[c]) == pytest.approx(sum(values) / len(values) if values else 0.0, abs=1e-6)
         assert ensemble.known[c] == bool(values)
 
@@ -72,16 +72,16 @@ def test_each_hears_its_own_rate_resampled_once() -> None:
     ensemble = Ensemble([a, b, c], RATE_HZ)
     wave = sine(1_000, RATE_HZ)
     ensemble(wave)
-    assert b.heard[0] is wave
-    assert a.heard[0] is c.heard[0]
-    assert a.heard[0].shape == (1, 32_000)
-    torch.testing.assert_close(a.heard[0][0, 500:-500], sine(1_000, 32_000)[0, 500:-500], atol=1e-4, rtol=0)
+    assert b.inputs[0] is wave
+    assert a.inputs[0] is c.inputs[0]
+    assert a.inputs[0].shape == (1, 32_000)
+    torch.testing.assert_close(a.inputs[0][0, 500:-500], sine(1_000, 32_000)[0, 500:-500], atol=1e-4, rtol=0)
 
 
 def test_no_images_above_the_old_nyquist_frequency() -> None:
     teacher = Constant("a", {0: 1}, 32_000)
     Ensemble([teacher], RATE_HZ)(sine(7_000, RATE_HZ))
-    spectrum = torch.fft.rfft(teacher.heard[0][0] * torch.hann_window(32_000)).abs()
+    spectrum = torch.fft.rfft(teacher.inputs[0][0] * torch.hann_window(32_000)).abs()
     assert 20 * torch.log10(spectrum[8_500:].max() / spectrum.max()) < -80  # the image is at 9,000 Hz
 
 

@@ -84,7 +84,7 @@ def test_ast(tmp_path: Path) -> None:
         expected = torch.sigmoid(model(**inputs).logits)
     torch.testing.assert_close(probs[:, 487:], expected[:, 1:].flip(1), atol=1e-6, rtol=0)
     assert probs[:, 487:].std() > 0.01
-    # Neighbours do not matter; short clips are padded; long ones are heard to the end.
+    # Neighbours do not matter; short clips are padded; long ones are used to the end.
     torch.testing.assert_close(teacher(torch.cat([wave[:1], 20 * wave[1:]]))[0], probs[0], atol=1e-6, rtol=0)
     assert teacher(wave[:, :3_000]).isfinite().all()
     ends = noise(1, 40_960)
@@ -129,15 +129,15 @@ def test_hash_of_a_folder(tmp_path: Path) -> None:
 
 def test_by_name_through_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_hf_ced(tmp_path / "cache")
-    asked: list[Any] = []
+    requests: list[Any] = []
 
     def snapshot(hub_id: str, allow_patterns: list[str]) -> str:
-        asked.append((hub_id, allow_patterns))
+        requests.append((hub_id, allow_patterns))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert load_teacher("mispeech/ced-tiny").name == "ced-tiny"
-    assert asked == [("mispeech/ced-tiny", ["*.json", "model.safetensors"])]
+    assert requests == [("mispeech/ced-tiny", ["*.json", "model.safetensors"])]
 
     def offline(hub_id: str, allow_patterns: list[str]) -> str:
         raise ConnectionError("no route\nto host")

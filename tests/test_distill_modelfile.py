@@ -72,15 +72,15 @@ def test_threads_do_not_change_the_answer(tmp_path: Path) -> None:
     wave = 0.1 * torch.randn(3, 100_000, generator=torch.Generator().manual_seed(0))
     before = torch.get_num_threads()
     try:
-        answers = []
+        results = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            answers.append(teacher(wave))
+            results.append(teacher(wave))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*answers)
-    assert torch.equal(teacher(torch.cat([wave[:1], 3 * wave[1:]]))[0], answers[0][0])
-    assert torch.equal(teacher(wave[:1])[0], answers[0][0])
+    assert torch.equal(*results)
+    assert torch.equal(teacher(torch.cat([wave[:1], 3 * wave[1:]]))[0], results[0][0])
+    assert torch.equal(teacher(wave[:1])[0], results[0][0])
 
 
 def test_class_map_by_mid_masks_the_rest(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_class_map_by_mid_masks_the_rest(tmp_path: Path) -> None:
     probs = teacher(torch.ones(1, WINDOW))[0]
     assert probs[[7, 300]].tolist() == pytest.approx([1.0, 1 / 3])
     assert probs.count_nonzero() == 2
-    # Its own map goes before another one, and the one that is asked for before both.
+    # Its own map goes before another one, and the one that is given before both.
     save_map(tmp_path / "m_class_map.csv", mids[::-1])
     assert load_teacher(path)(torch.ones(1, WINDOW))[0, 300] == 1.0
     spec = TeacherSpec("m", str(path), class_map=tmp_path / "elsewhere_class_map.csv")

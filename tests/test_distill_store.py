@@ -1,4 +1,4 @@
-"""The store: what it costs, what it keeps, and whom it refuses."""
+"""The store: its size, its precision, and what it refuses."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_equal_probabilities_are_kept_in_class_order() -> None:
     p = np.zeros((2, N), np.float32)
     p[0, [500, 30, 7]] = 0.5
     p[1, 526] = 0.1
-    answers = TopK.top_k(p, 5)
-    assert answers.index.tolist() == [[7, 30, 500, 0, 1], [526, 0, 1, 2, 3]]
-    assert answers.value.tolist() == [[0.5, 0.5, 0.5, 0.0, 0.0], [pytest.approx(0.1), 0.0, 0.0, 0.0, 0.0]]
-    assert answers.tail.tolist() == [0.0, 0.0]
+    top_k = TopK.top_k(p, 5)
+    assert top_k.index.tolist() == [[7, 30, 500, 0, 1], [526, 0, 1, 2, 3]]
+    assert top_k.value.tolist() == [[0.5, 0.5, 0.5, 0.0, 0.0], [pytest.approx(0.1), 0.0, 0.0, 0.0, 0.0]]
+    assert top_k.tail.tolist() == [0.0, 0.0]
 
 
 @given(
@@ -90,8 +90,8 @@ def test_equal_probabilities_are_kept_in_class_order() -> None:
 )
 @settings(deadline=None, max_examples=25)
 def test_top_k_against_sorting_in_python(p: NDArray[np.float32], k: int) -> None:
-    answers = TopK.top_k(p, k)
-    for row, index, value, tail in zip(p.tolist(), answers.index, answers.value, answers.tail, strict=True):
+    top_k = TopK.top_k(p, k)
+    for row, index, value, tail in zip(p.tolist(), top_k.index, top_k.value, top_k.tail, strict=True):
         want = sorted(range(N), key=lambda c: (-row[c], c))
         assert index.tolist() == want[:k]
         assert value.tolist() == [row[c] for c in want[:k]]
@@ -99,21 +99,21 @@ def test_top_k_against_sorting_in_python(p: NDArray[np.float32], k: int) -> None
 
 
 def test_fill_rules_by_hand() -> None:
-    answers = TopK(
+    top_k = TopK(
         np.array([[3, 1], [0, 526]], np.uint16),
         np.array([[0.9, 0.5], [0.2, 0.001]], np.float32),
         np.array([10.5, 52.5], np.float32),
     )
     # 525 classes share the tail: 10.5 / 525 = 0.02; 52.5 / 525 = 0.1 is more than a class outside can have.
     for rule, rest in (("tail", [0.02, 0.001]), ("smallest", [0.5 / 525, 0.001 / 525]), ("zero", [0.0, 0.0])):
-        dense, kept = answers.dense(rule)
+        dense, kept = top_k.dense(rule)
         assert dense.dtype == np.float32
         want = np.repeat(np.array(rest)[:, None], N, axis=1)
         want[0, [3, 1]], want[1, [0, 526]] = (0.9, 0.5), (0.2, 0.001)
         np.testing.assert_allclose(dense, want, rtol=1e-6)
         assert np.argwhere(kept).tolist() == [[0, 1], [0, 3], [1, 0], [1, 526]]
     with pytest.raises(InputError, match=r"'none'.*tail, smallest or zero"):
-        answers.dense("none")
+        top_k.dense("none")
 
 
 def test_all_classes_kept() -> None:
@@ -136,16 +136,16 @@ def test_tail_rule_keeps_the_sum() -> None:
 @settings(deadline=None, max_examples=25)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, clips: int, k: int, seed: int) -> None:
     store = store_at(tmp_path_factory.mktemp("store"), k=k)
-    answers = TopK.top_k(realistic(clips, seed), k)
+    top_k = TopK.top_k(realistic(clips, seed), k)
     assert not store.done(1, SHARD)
-    store.write(1, SHARD, answers)
+    store.write(1, SHARD, top_k)
     assert store.done(1, SHARD)
     got = store.read(1, SHARD, clips)
-    np.testing.assert_array_equal(got.index, answers.index)
-    np.testing.assert_array_equal(got.value, dequantise(quantise(answers.value)))
-    np.testing.assert_allclose(got.tail, answers.tail, rtol=2**-11)
+    np.testing.assert_array_equal(got.index, top_k.index)
+    np.testing.assert_array_equal(got.value, dequantise(quantise(top_k.value)))
+    np.testing.assert_allclose(got.tail, top_k.tail, rtol=2**-11)
     again = store_at(tmp_path_factory.mktemp("again"), k=k)
-    again.write(1, SHARD, answers)
+    again.write(1, SHARD, top_k)
     assert files(store.path) == files(again.path)
 
 
@@ -161,7 +161,7 @@ def test_bytes_per_view(tmp_path: Path, clips: int) -> None:
 
 
 def test_bytes_per_view_at_worst(tmp_path: Path) -> None:
-    """Answers without any structure, such as no teacher gives."""
+    """Predictions without any structure, such as no teacher gives."""
     store = store_at(tmp_path)
     store.create()
     rng = np.random.default_rng(0)
@@ -236,7 +236,7 @@ def test_files_of_other_epochs_and_shards_are_refused(tmp_path: Path) -> None:
             store.read(epoch, shard, 4)
 
 
-def test_missing_answers_and_missing_store(tmp_path: Path) -> None:
+def test_missing_predictions_and_missing_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="ced-edge teach"):
         store_at(tmp_path).read(0, SHARD, 4)
     with pytest.raises(InputError, match="no store at"):
@@ -305,7 +305,7 @@ def test_truncated_file(written: Store, tmp_path_factory: pytest.TempPathFactory
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 @settings(deadline=None, max_examples=300)
 def test_flipped_bit(written: Store, tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
-    """Damage is refused or does no harm: never other answers."""
+    """Damage is refused or does no harm: never other predictions."""
     whole = bytearray(written.file(0, SHARD).read_bytes())
     whole[int(place * len(whole))] ^= 1 << bit
     try:

@@ -1,4 +1,4 @@
-"""Teaching: teacher and student hear the same arrays, ranks share the work, and what does not belong is refused."""
+"""Teaching: teacher and student get the same samples, ranks share the work, and a store of other data is refused."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> TeacherSpec:
 # The same array
 
 
-class Listener:
-    """A teacher that remembers what it was given, and whose answer tells what that was."""
+class Recorder:
+    """A teacher that records its input, and whose prediction is a fingerprint of it."""
 
-    name, rate_hz, sha256, min_samples, device = "listener", RATE_HZ, "0" * 64, 1, torch.device("cpu")
+    name, rate_hz, sha256, min_samples, device = "recorder", RATE_HZ, "0" * 64, 1, torch.device("cpu")
     known = np.ones(N, np.bool_)
 
     def __init__(self) -> None:
-        self.heard: list[NDArray[np.float32]] = []
+        self.inputs: list[NDArray[np.float32]] = []
 
     def __call__(self, wave: Tensor) -> Tensor:
-        self.heard += [row.copy() for row in wave.numpy()]
+        self.inputs += [row.copy() for row in wave.numpy()]
         return torch.from_numpy(np.stack([fingerprint(row) for row in wave.numpy()]))
 
 
@@ -70,64 +70,64 @@ def fingerprint(wave: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def listener(monkeypatch: pytest.MonkeyPatch) -> Listener:
-    one = Listener()
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    one = Recorder()
     monkeypatch.setattr(distill.teaching.teach, "load_teachers", lambda specs, device: [one])
     return one
 
 
-def listened(packed: Pack, listener: Listener, folder: Path, **changes: Any) -> Job:
-    described = Ensemble([listener], packed.rate_hz).describe()
+def job_of(packed: Pack, recorder: Recorder, folder: Path, **changes: Any) -> Job:
+    described = Ensemble([recorder], packed.rate_hz).describe()
     store = dataclasses.replace(Store(folder, RECIPE, described, 20, packed.hash), **changes)
-    return Job(packed, store, (TeacherSpec("listener", "none"),))
+    return Job(packed, store, (TeacherSpec("recorder", "none"),))
 
 
-def test_student_hears_what_the_teacher_heard(packed: Pack, listener: Listener, tmp_path: Path) -> None:
-    """Bit for bit, for every clip and epoch; and the answer it learns from is the one about that very array."""
-    job = listened(packed, listener, tmp_path)
+def test_student_gets_the_samples_of_the_teacher(packed: Pack, recorder: Recorder, tmp_path: Path) -> None:
+    """Bit for bit, for every clip and epoch; and its target is the prediction for these samples."""
+    job = job_of(packed, recorder, tmp_path)
     teach(job)
-    assert len(listener.heard) == packed.clips * RECIPE.epochs
-    told = {wave.tobytes() for wave in listener.heard}
-    assert len(told) == len(listener.heard)
+    assert len(recorder.inputs) == packed.clips * RECIPE.epochs
+    taught = {wave.tobytes() for wave in recorder.inputs}
+    assert len(taught) == len(recorder.inputs)
 
     stream = TrainingData(packed, job.store, RECIPE, batch=4, rate_hz=RATE_HZ)
-    learnt: list[bytes] = []
+    trained: list[bytes] = []
     for batch in itertools.islice(Batches(stream), packed.clips * RECIPE.epochs // 4):
         for wave, target in zip(batch.wave.numpy(), batch.target.numpy(), strict=True):
             np.testing.assert_array_equal(target, fingerprint(wave))
-            learnt.append(wave.tobytes())
-    assert sorted(learnt) == sorted(told)
+            trained.append(wave.tobytes())
+    assert sorted(trained) == sorted(taught)
 
 
-def test_two_students_hear_what_the_teacher_heard(packed: Pack, listener: Listener, tmp_path: Path) -> None:
-    job = listened(packed, listener, tmp_path)
+def test_two_students_get_the_samples_of_the_teacher(packed: Pack, recorder: Recorder, tmp_path: Path) -> None:
+    job = job_of(packed, recorder, tmp_path)
     teach(job)
     streams = [TrainingData(packed, job.store, RECIPE, 6, RATE_HZ, rank=r, world=2) for r in range(2)]
     batches = [b for s in streams for b in itertools.islice(Batches(s), packed.clips * RECIPE.epochs // 12)]
-    assert sorted(w.tobytes() for b in batches for w in b.wave.numpy()) == sorted(w.tobytes() for w in listener.heard)
+    assert sorted(w.tobytes() for b in batches for w in b.wave.numpy()) == sorted(w.tobytes() for w in recorder.inputs)
 
 
-def test_clean_epoch_hears_whole_clips(packed: Pack, listener: Listener, tmp_path: Path) -> None:
-    job = listened(packed, listener, tmp_path, clean=True)
+def test_the_clean_epoch_has_whole_clips(packed: Pack, recorder: Recorder, tmp_path: Path) -> None:
+    job = job_of(packed, recorder, tmp_path, clean=True)
     teach(job)
     waves = [clip.wave * INT16_SCALE for shard in packed.shards for clip in read_shard(packed, shard)]
-    assert [w.tobytes() for w in listener.heard] == [w.tobytes() for w in waves]
+    assert [w.tobytes() for w in recorder.inputs] == [w.tobytes() for w in waves]
     first = packed.shards[0]
     dense, _ = job.store.read(CLEAN_EPOCH, first.name, first.clips).dense("zero")
     np.testing.assert_array_equal(dense, [fingerprint(w) for w in waves[: first.clips]])
 
 
-def test_what_is_done_is_not_heard_again(packed: Pack, listener: Listener, tmp_path: Path) -> None:
-    job = listened(packed, listener, tmp_path)
+def test_finished_files_are_not_predicted_again(packed: Pack, recorder: Recorder, tmp_path: Path) -> None:
+    job = job_of(packed, recorder, tmp_path)
     counts: list[int] = []
     teach(job, progress=counts.append)
-    n, before = len(listener.heard), files(tmp_path)
+    n, before = len(recorder.inputs), files(tmp_path)
     assert sum(counts) == n == packed.clips * RECIPE.epochs
     teach(job, progress=counts.append)
-    assert (len(listener.heard), sum(counts)) == (n, 2 * n)
+    assert (len(recorder.inputs), sum(counts)) == (n, 2 * n)
     job.store.file(1, packed.shards[2].name).unlink()
     teach(job, progress=counts.append)
-    assert (len(listener.heard), sum(counts)) == (n + 6, 3 * n)
+    assert (len(recorder.inputs), sum(counts)) == (n + 6, 3 * n)
     assert files(tmp_path) == before
 
 
@@ -175,11 +175,11 @@ def test_each_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [local_device(d) for d in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda:3", "cuda:1"]
 
 
-def test_teaching_leaves_the_threads_as_they_were(packed: Pack, listener: Listener, tmp_path: Path) -> None:
+def test_teaching_leaves_the_threads_as_they_were(packed: Pack, recorder: Recorder, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        teach(listened(packed, listener, tmp_path))
+        teach(job_of(packed, recorder, tmp_path))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -194,8 +194,8 @@ def test_another_pack_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path: P
     assert files(tmp_path) == {}
 
 
-def test_another_recipe_is_refused(packed: Pack, listener: Listener, tmp_path: Path) -> None:
-    job = listened(packed, listener, tmp_path)
+def test_another_recipe_is_refused(packed: Pack, recorder: Recorder, tmp_path: Path) -> None:
+    job = job_of(packed, recorder, tmp_path)
     teach(job)
     before = files(tmp_path)
     for changes, named in (({"seed": 1}, "recipe"), ({"windows": ((3, 1.0),)}, "windows")):
@@ -218,9 +218,9 @@ def test_another_teacher_is_refused(packed: Pack, teacher: TeacherSpec, tmp_path
     assert list(files(job.store.path)) == ["store.json"]
 
 
-def test_nan_is_an_error(packed: Pack, listener: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Listener, "__call__", lambda self, wave: torch.full((len(wave), N), torch.nan))
-    job = listened(packed, listener, tmp_path)
+def test_nan_is_an_error(packed: Pack, recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Recorder, "__call__", lambda self, wave: torch.full((len(wave), N), torch.nan))
+    job = job_of(packed, recorder, tmp_path)
     clip = read_shard(packed, packed.shards[0])[0].id
     with pytest.raises(CedEdgeError, match=f"NaN for clip {clip} of {packed.shards[0].name}"):
         teach(job)
@@ -269,7 +269,7 @@ def test_labels_that_are_missing_too_many_or_anothers(packed: Pack, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_bytes_per_view_of_real_answers(shared: Path, tmp_path: Path) -> None:
+def test_bytes_per_view_of_real_predictions(shared: Path, tmp_path: Path) -> None:
     clips = read_manifest(shared / "audio" / "esc10.csv", split="train")
     packed = pack(clips, tmp_path / "pack", PackConfig(workers=1))
     folder = shared / "teachers"

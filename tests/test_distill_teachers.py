@@ -99,7 +99,7 @@ def test_mn04_at_16_khz_is_the_same_teacher(mn04: MobileNetTeacher, shared: Path
         torch.testing.assert_close(*probs, atol=0.02, rtol=0)
 
 
-def test_hearing_leaves_other_rates_alone(mobilenet: MobileNetTeacher) -> None:
+def test_at_rate_returns_the_teacher_for_other_rates(mobilenet: MobileNetTeacher) -> None:
     assert mobilenet.at_rate(32_000) is mobilenet
     assert mobilenet.at_rate(44_100) is mobilenet
     other = mobilenet.at_rate(16_000)
@@ -140,8 +140,8 @@ def test_any_width_and_folded_batchnorm(tmp_path: Path, width: float) -> None:
     assert expected.std() > 0.01
 
 
-def test_squeeze_excite_learns_and_evaluates_the_same() -> None:
-    """Working in place must spoil neither a gradient nor an answer."""
+def test_squeeze_excite_trains_and_evaluates_the_same() -> None:
+    """Working in place must change neither a gradient nor a prediction."""
     torch.manual_seed(0)
     layer = SqueezeExcite(8).double()
     after_relu = torch.nn.Sequential(torch.nn.ReLU(), layer)
@@ -182,7 +182,7 @@ def test_mobilenet_in_parts_equals_whole(mobilenet: MobileNetTeacher, monkeypatc
     torch.testing.assert_close(mobilenet(wave), whole, atol=1e-5, rtol=0)
 
 
-def test_ced_hears_every_sample(ced: Teacher) -> None:
+def test_ced_uses_every_sample(ced: Teacher) -> None:
     wave = noise(1, 25 * 16_000)
     parts = [ced(p) for p in torch.split(wave, 160_000, dim=1)]
     expected = 0.4 * parts[0] + 0.4 * parts[1] + 0.2 * parts[2]

@@ -97,7 +97,7 @@ def plain(seconds: float = 1.0, clips: int = 1, gain_db: float = 0.0, **changes:
     return dataclasses.replace(view, **changes)  # type: ignore[arg-type]
 
 
-def heard(view: View, *waves: NDArray[np.int16], rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
+def rendered(view: View, *waves: NDArray[np.int16], rate_hz: int = RATE_HZ) -> NDArray[np.float32]:
     return render(view, waves, [clip_rms(w) for w in waves], rate_hz)
 
 
@@ -279,16 +279,16 @@ def test_window_is_a_rolled_padded_clip(wave: NDArray[np.int16], samples: int, s
 
 def test_render_without_changes_is_the_clip() -> None:
     wave = sine(440.0)
-    np.testing.assert_array_equal(heard(plain(), wave), wave * INT16_SCALE)
+    np.testing.assert_array_equal(rendered(plain(), wave), wave * INT16_SCALE)
 
 
 def test_band_stop_takes_out_the_band_and_nothing_else() -> None:
     inside, outside = sine(1_000.0), sine(3_000.0)
     view = plain(freq_mask_hz=(900.0, 1_100.0))
-    assert np.abs(heard(view, inside)).max() < 1e-4
-    np.testing.assert_allclose(heard(view, outside), outside / 32768.0, atol=1e-4)
+    assert np.abs(rendered(view, inside)).max() < 1e-4
+    np.testing.assert_allclose(rendered(view, outside), outside / 32768.0, atol=1e-4)
     both = (inside.astype(np.int32) + outside).astype(np.int16)
-    np.testing.assert_allclose(heard(view, both), outside / 32768.0, atol=1e-4)
+    np.testing.assert_allclose(rendered(view, both), outside / 32768.0, atol=1e-4)
 
 
 @given(st.floats(0, 7_000), st.floats(1, 3_000), st.integers(1_000, 3_000))
@@ -296,7 +296,7 @@ def test_band_stop_takes_out_the_band_and_nothing_else() -> None:
 def test_band_edges(low_hz: float, width_hz: float, samples: int) -> None:
     """Bins with low <= f < high are gone, all others are as they were, for any length of the window."""
     wave = np.random.default_rng(samples).integers(-8_000, 8_000, samples).astype(np.int16)
-    out = heard(plain(samples / RATE_HZ, freq_mask_hz=(low_hz, low_hz + width_hz)), wave)
+    out = rendered(plain(samples / RATE_HZ, freq_mask_hz=(low_hz, low_hz + width_hz)), wave)
     hz = np.fft.rfftfreq(samples, 1 / RATE_HZ)
     stopped = (hz >= low_hz) & (hz < low_hz + width_hz)
     want = np.where(stopped, 0.0, np.fft.rfft(wave / 32768.0))
@@ -306,7 +306,7 @@ def test_band_edges(low_hz: float, width_hz: float, samples: int) -> None:
 
 def test_time_mask_is_silent_and_the_rest_is_not() -> None:
     wave = sine(440.0, 2.0)
-    out = heard(plain(2.0, time_mask=(0.25, 0.5), freq_mask_hz=(2_000.0, 3_000.0)), wave)
+    out = rendered(plain(2.0, time_mask=(0.25, 0.5), freq_mask_hz=(2_000.0, 3_000.0)), wave)
     assert not out[8_000:16_000].any()
     np.testing.assert_allclose(out[:8_000], wave[:8_000] / 32768.0, atol=1e-4)
     np.testing.assert_allclose(out[16_000:], wave[16_000:] / 32768.0, atol=1e-4)
@@ -315,13 +315,13 @@ def test_time_mask_is_silent_and_the_rest_is_not() -> None:
 @pytest.mark.parametrize("gain_db", [-9.0, -6.0205999, 0.0, 3.0])
 def test_gain_is_in_decibels(gain_db: float) -> None:
     wave = sine(440.0)
-    ratio = np.sqrt(np.mean(np.square(heard(plain(gain_db=gain_db), wave), dtype=np.float64))) / clip_rms(wave)
+    ratio = np.sqrt(np.mean(np.square(rendered(plain(gain_db=gain_db), wave), dtype=np.float64))) / clip_rms(wave)
     assert 20 * math.log10(ratio) == pytest.approx(gain_db, abs=1e-4)
 
 
 def test_polarity_flips_the_sign() -> None:
     wave = sine(440.0)
-    np.testing.assert_array_equal(heard(plain(negate=True), wave), -heard(plain(), wave))
+    np.testing.assert_array_equal(rendered(plain(negate=True), wave), -rendered(plain(), wave))
 
 
 @pytest.mark.parametrize("level_db", [-12.0, -3.0, 0.0])
@@ -329,15 +329,15 @@ def test_partner_comes_at_its_level(level_db: float) -> None:
     """Loudness is by RMS over the whole clip, whatever the two clips' own levels are."""
     first, second = sine(500.0, amplitude=0.2), sine(1_500.0, amplitude=0.01)
     view = plain(sources=(Source(0, 0.0, 0.0), Source(1, 0.0, level_db)))
-    spectrum = np.abs(np.fft.rfft(heard(view, first, second)))
+    spectrum = np.abs(np.fft.rfft(rendered(view, first, second)))
     assert 20 * math.log10(spectrum[1_500] / spectrum[500]) == pytest.approx(level_db, abs=0.01)
     assert spectrum[500] == pytest.approx(0.2 * RATE_HZ / 2, rel=1e-3)
 
 
 def test_silent_partner_and_silent_clip() -> None:
     wave, silence = sine(500.0), np.zeros(RATE_HZ, np.int16)
-    np.testing.assert_array_equal(heard(plain(clips=2), wave, silence), heard(plain(), wave))
-    assert not heard(plain(clips=2), silence, wave).any()
+    np.testing.assert_array_equal(rendered(plain(clips=2), wave, silence), rendered(plain(), wave))
+    assert not rendered(plain(clips=2), silence, wave).any()
 
 
 @given(st.lists(hnp.arrays(np.int16, st.integers(1, 60)), min_size=1, max_size=4), recipes, st.integers(0, 99))
@@ -347,7 +347,7 @@ def test_views_stay_within_full_scale(waves: list[NDArray[np.int16]], recipe: Vi
     loud = dataclasses.replace(recipe, gain_db=(20.0, 40.0))
     for clip in range(len(waves)):
         view = draw(loud, epoch, clip, IDS[: len(waves)])
-        out = heard(view, *waves, rate_hz=rate_hz)
+        out = rendered(view, *waves, rate_hz=rate_hz)
         assert out.dtype == np.float32
         assert out.shape == (round(view.seconds * rate_hz),)
         assert np.isfinite(out).all()
@@ -359,11 +359,11 @@ def test_render_leaves_the_clips_alone() -> None:
     for wave in waves:
         wave.setflags(write=False)
     view = plain(clips=2, gain_db=-6.0, time_mask=(0.1, 0.2), freq_mask_hz=(400.0, 600.0))
-    np.testing.assert_array_equal(heard(view, *waves), heard(view, *waves))
+    np.testing.assert_array_equal(rendered(view, *waves), rendered(view, *waves))
 
 
 def test_the_same_view_at_16_and_32_khz() -> None:
-    """Seconds, hertz and decibels: what is heard at 16 kHz is every other sample of what is heard at 32 kHz."""
+    """Seconds, hertz and decibels: the view at 16 kHz is every other sample of the view at 32 kHz."""
     view = plain(
         gain_db=-4.0,
         negate=True,
@@ -374,7 +374,7 @@ def test_the_same_view_at_16_and_32_khz() -> None:
 
     def at(rate_hz: int) -> NDArray[np.float32]:
         waves = [sine(300.0, 2.0, rate_hz) + sine(1_000.0, 2.0, rate_hz), sine(2_000.0, 2.0, rate_hz)]
-        return heard(view, *waves, rate_hz=rate_hz)
+        return rendered(view, *waves, rate_hz=rate_hz)
 
     np.testing.assert_allclose(at(32_000)[::2], at(16_000), atol=2e-4)
 

@@ -52,7 +52,7 @@ def make_teacher(folder: Path, seed: int = 0) -> TeacherSpec:
 
 
 def job_for(packed: Pack, teacher: TeacherSpec, folder: Path, **changes: Any) -> Job:
-    """To answer all views of a pack into a store at `folder`, whose fields may be changed."""
+    """A job that predicts all views of a pack into a store at `folder`, whose fields may be changed."""
     described = Ensemble(load_teachers([teacher]), packed.rate_hz).describe()
     store = Store(folder, RECIPE, described, 20, packed.hash)
     return Job(packed, dataclasses.replace(store, **changes), (teacher,))
