@@ -30,4 +30,4 @@ classes=("$@")
 mkdir -p "$T/test/tmp"
 exec java -Xmx2500m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Drobolectric.offline=true "-Drobolectric.dependency.dir=$T/sdks" \
   "-Djava.io.tmpdir=$T/test/tmp" "-Dandroid_demo=$here" "-Dbundle=$bundle" "-Danswers=$T/test/answers" \
-  --add-opens=java.base/java.lang=ALL-UNNAMED -cp "$T/test/conf:$T/test/classes:$class_path" org.junit.runner.JUnitCore "${classes[@]}"
+  --add-opens=java.base/java.lang=ALL-UNNAMED --add-opens=java.base/java.io=ALL-UNNAMED -cp "$T/test/conf:$T/test/classes:$class_path" org.junit.runner.JUnitCore "${classes[@]}"

@@ -8,6 +8,7 @@ import android.graphics.Rect
 import android.graphics.RectF
 import android.text.TextPaint
 import android.text.TextUtils
+import java.util.Locale
 import org.cededge.demo.R
 import org.cededge.demo.core.Level
 import org.cededge.demo.core.LiveState
@@ -17,6 +18,7 @@ import org.cededge.demo.core.Timeline
 /** Colours, text sizes and brushes of the pictures, made once per view. */
 class Look(context: Context) {
     val dp = context.resources.displayMetrics.density
+    val locale: Locale = context.resources.configuration.locales[0]
     val rtl = context.resources.configuration.layoutDirection == 1
     private val textPx = context.resources.getDimension(R.dimen.picture_text) // in sp: follows the font scale
     val ink = TextPaint(Paint.ANTI_ALIAS_FLAG).apply { color = context.getColor(R.color.ink); textSize = textPx }
@@ -38,10 +40,9 @@ class Look(context: Context) {
     val from = Rect()
     val to = Rect()
     val lanes = IntArray(LANES)
-    val lastX = FloatArray(LANES)
 
     companion object {
-        const val LANES = 4
+        const val LANES = 5
     }
 }
 
@@ -51,11 +52,12 @@ fun barsHeight(look: Look) = LiveState.TOP * rowHeight(look)
 private fun rowHeight(look: Look) = look.lineHeight + 18 * look.dp
 
 /** Each tag: its name, its percentage, and a bar below them. */
-fun drawBars(canvas: Canvas, state: LiveState, look: Look, width: Float) {
+fun drawBars(canvas: Canvas, state: LiveState, look: Look, width: Float, nothing: String) {
+    if (state.tags == 0) drawAtStart(canvas, nothing, 0f, -look.ink.ascent(), look.faint, look.rtl, width)
     for (i in 0 until state.tags) {
         val y = i * rowHeight(look)
         val base = y - look.ink.ascent()
-        val percent = "${Math.round(100 * state.probs[i])} %"
+        val percent = String.format(look.locale, "%d %%", Math.round(100 * state.probs[i]))
         val room = width - look.ink.measureText(percent) - 8 * look.dp
         val name = TextUtils.ellipsize(state.names[i], look.ink, room, TextUtils.TruncateAt.END).toString()
         drawAtStart(canvas, name, 0f, base, look.ink, look.rtl, width)
@@ -120,7 +122,7 @@ private fun laneHeight(look: Look) = look.faintHeight + 12 * look.dp
 fun drawTimeline(canvas: Canvas, state: LiveState, strip: Strip, look: Look, width: Float) {
     val height = 96 * look.dp
     look.box.set(0f, 0f, width, height)
-    look.spans[0].let { canvas.drawRect(look.box, look.track) }
+    canvas.drawRect(look.box, look.track)
     val n = Timeline.COLUMNS
     val shown = minOf(state.columns, n.toLong()).toInt()
     val split = (state.columns % n).toInt() // the oldest column, once the picture is full
@@ -130,7 +132,7 @@ fun drawTimeline(canvas: Canvas, state: LiveState, strip: Strip, look: Look, wid
     } else part(canvas, strip, look, 0, shown, width * (n - shown) / n, width, height)
     val base = height - look.faint.ascent()
     for (s in 30 downTo 0 step 10) {
-        val text = if (s == 0) "0 s" else "\u2212$s s"
+        val text = String.format(look.locale, if (s == 0) "%d s" else "\u2212%d s", s)
         val x = width * (30 - s) / 30
         canvas.drawText(text, (x - look.faint.measureText(text) / 2).coerceIn(0f, width - look.faint.measureText(text)), base, look.faint)
     }

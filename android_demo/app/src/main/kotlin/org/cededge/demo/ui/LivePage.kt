@@ -25,7 +25,7 @@ class LivePage(private val activity: Activity) {
         set(status, sentence(activity, shown, state.detail))
         allow.visibility = if (shown == Status.REFUSED) View.VISIBLE else View.GONE
         set(listen, activity.getString(if (state.listening) R.string.stop else R.string.listen))
-        set(levelText, activity.getString(R.string.level, Math.round(state.rmsDb).toInt(), Math.round(state.peakDb).toInt()))
+        set(levelText, if (state.seconds == 0.0) activity.getString(R.string.no_level) else activity.getString(R.string.level, Math.round(state.rmsDb).toInt(), Math.round(state.peakDb).toInt()))
         set(numbers, numbers(state))
         bars.show(state)
         level.show(state)

@@ -38,7 +38,7 @@ class BarsView(context: Context, attributes: AttributeSet?) : Picture(context, a
     }
 
     override fun onDraw(canvas: Canvas) {
-        drawBars(canvas, state ?: return, look, width.toFloat())
+        drawBars(canvas, state ?: return, look, width.toFloat(), context.getString(R.string.no_tags))
     }
 }
 
