@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint bench interop arm
+.PHONY: demo test slow lint bench interop arm android android-test android-arm
 
 demo: .venv/ready  ## the main job, on synthesised sounds: under 10 minutes on 2 cores
 	$(BIN)/ced-edge distill --size tiny --name demo
@@ -30,6 +30,24 @@ arm: .venv/ready $(BUNDLE)  ## predictions of a bundle on emulated ARM; make arm
 
 .venv/bundle:
 	$(BIN)/ced-edge export students/tiny-esc10-pool --int8 --out $@
+
+# The demonstration app. It needs JDK 17, Maven, npm and apt; docs/android.md.
+ANDROID := .venv/android
+# The bundle of the package, where there is one; else one is exported.
+ANDROID_BUNDLE ?= $(or $(patsubst %/bundle.json,%,$(wildcard ced_edge/models/tiny/bundle.json)),$(ANDROID)/bundle)
+android: .venv/ready $(ANDROID_BUNDLE)  ## APKs for three kinds of processors, checked, in .venv/android/apk
+	android_demo/build_apk.sh $(ANDROID_BUNDLE) $(ANDROID)/apk
+	STORED=1 android_demo/build_apk.sh $(ANDROID_BUNDLE) $(ANDROID)/apk arm64-v8a
+	$(BIN)/python android_demo/tools/check_apk.py $(ANDROID)/apk/*.apk
+
+android-test: android  ## the app on the real framework, on the JVM
+	android_demo/tools/test.sh $(ANDROID_BUNDLE)
+
+android-arm: android-test  ## the APK's arm64 library and model, emulated
+	android_demo/tools/arm.sh $(ANDROID)/apk/ced-edge-arm64-v8a.apk
+
+$(ANDROID)/bundle:
+	$(BIN)/ced-edge export students/tiny-esc10-pool --int8 --format onnx --out $@
 
 # tflite-runtime has no wheels for Python 3.12 and later.
 INTEROP_PYTHON ?= python3.11

@@ -27,6 +27,7 @@ COMMANDS = {
     "pretrain": ("distill.cli:pretrain", "Pretrain a student on unlabelled audio (masked autoencoder)."),
     "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
     "export": ("export.cli:export", "Turn a checkpoint into ONNX and TFLite files, also as int8."),
+    "android": ("export.cli:android", "Build the Android app around a bundle: an APK."),
     "check": ("ced_edge.proof.cli:check", "Compare a bundle with the reference: was accuracy lost?"),
     "bench": ("ced_edge.proof.cli:bench", "Latency, load time and memory of a bundle on this machine."),
     "info": ("ced_edge.runtime.cli:info", "Show what a bundle holds."),

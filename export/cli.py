@@ -1,11 +1,13 @@
-"""`ced-edge export`."""
+"""`ced-edge export` and `ced-edge android`."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +15,19 @@ import click
 
 from ced_edge.audio.clips import Clip, read_clips
 from ced_edge.errors import InputError
-from ced_edge.options import FILE, FOLDER, SECONDS, data_options, given_flags, json_option, several_option
-from ced_edge.runtime.bundle import FORMATS, INPUTS, KINDS
+from ced_edge.options import (
+    FILE,
+    FOLDER,
+    SECONDS,
+    bundle_option,
+    data_options,
+    find_bundle,
+    given_flags,
+    json_option,
+    several_option,
+)
+from ced_edge.runtime.bundle import BUNDLE_NAME, FORMATS, INPUTS, KINDS
+from export.android import ABIS, build_apk
 from export.config import ExportConfig
 
 if TYPE_CHECKING:
@@ -102,6 +115,37 @@ def export(
     else:
         click.echo(table(verdicts))
         click.echo(f"{out}: verified")
+
+
+@click.command()
+@click.argument("source", required=False)
+@bundle_option
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="APK to write, such as app.apk."
+)
+@click.option("--abi", type=click.Choice(ABIS), default=ABIS[0], show_default=True, help="Kind of processor.")
+@json_option()
+def android(source: str | None, bundle: Path | None, out: Path, abi: str, as_json: bool) -> None:
+    """Build the demonstration app around a bundle: an APK to install with `adb install`.
+
+    SOURCE is a bundle, or a checkpoint (a run, a file, or a hub name) that is exported first. The first build fetches
+    about 500 MB of tools.
+    """
+    if source is not None and bundle is not None:
+        raise InputError(f"give {source} or --bundle {bundle}, not both")
+    if source is not None and (Path(source) / BUNDLE_NAME).is_file():
+        bundle, source = Path(source), None
+    with tempfile.TemporaryDirectory() as folder:
+        if source is not None:
+            from export.bundle import export_bundle
+
+            bundle = Path(folder) / "bundle"
+            export_bundle(source, bundle, ExportConfig(formats=("onnx",), kinds=("int8",)), [])
+        apk = build_apk(find_bundle(bundle), out, abi)
+    if as_json:
+        click.echo(json.dumps({**dataclasses.asdict(apk), "path": str(apk.path)}, indent=1))
+    else:
+        click.echo(f"{apk.path}: {apk.bytes / 1e6:.1f} MB for {apk.abi}, with {apk.model}. adb install {apk.path}")
 
 
 def _existing(clips: list[Clip]) -> list[Clip]:

@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 python3 "$here/fetch/fetch.py"
 T=$here/../.venv/android B=$here/../.venv/android/build
 main=$here/app/src/main
-now=$(cd "$here" && find app/src/main app/proguard.txt core/src/main tools fetch/pinned.txt -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+now=$(cd "$here" && find app/src/main app/proguard.txt core/src/main tools/compile.sh tools/kotlinc.sh fetch/pinned.txt -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
 [ "$(cat "$B/compiled" 2>/dev/null)" != "$now" ] || exit 0
 rm -rf "$B" && mkdir -p "$B"/{gen,app,dex}
 android=$T/android/android-all-15-robolectric-13954326.jar stdlib=$T/app/kotlin-stdlib-2.1.21.jar

@@ -77,7 +77,7 @@ class ScreensTest {
         if (view is Button) assertTrue("$view: words", view.text.isNotEmpty())
         if (view is TextView && view.layout != null) for (line in 0 until view.lineCount) {
             assertEquals("'${view.text}' is cut off", 0, view.layout.getEllipsisCount(line))
-            assertTrue("'${view.text}' is wider than its view", view.layout.getLineWidth(line) <= view.width - view.totalPaddingLeft - view.totalPaddingRight + 1)
+            assertTrue("'${view.text}' is wider than its view", view.layout.getLineMax(line) <= view.width - view.totalPaddingLeft - view.totalPaddingRight + 1)
         }
         if (view is ViewGroup) for (i in 0 until view.childCount) checkViews(view.getChildAt(i))
     }

@@ -66,7 +66,7 @@ class Listener(
     /** Predict on a thread of its own, as the samples come. Windows that come too fast are dropped and counted. */
     fun start() {
         check(worker == null)
-        worker = Thread({
+        val thread = Thread({
             try {
                 while (await()) predictNext()
                 finishEvents()
@@ -76,7 +76,9 @@ class Listener(
             } catch (e: InterruptedException) {
                 finishEvents()
             }
-        }, "predict").also { it.start() }
+        }, "predict")
+        worker = thread // before it runs: it stops where there is no worker any more
+        thread.start()
     }
 
     /** Predict everything that is ready on this thread: for files, where nothing may be dropped. */

@@ -291,7 +291,7 @@ class CoreTest {
         }
     }
 
-    @Test fun aSlowPhoneDropsHopsAndCountsThem() {
+    @Test(timeout = 60_000) fun aSlowPhoneDropsHopsAndCountsThem() {
         val gate = Object()
         var entered = false
         var open = false

@@ -1,0 +1,61 @@
+"""An APK of the demonstration app around a bundle, built by android_demo/build_apk.sh."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import sha256_file
+from ced_edge.runtime.bundle import read_bundle
+
+SCRIPT = Path(__file__).resolve().parents[1] / "android_demo" / "build_apk.sh"
+ABIS = ("arm64-v8a", "armeabi-v7a", "x86_64")
+"""Kinds of processors, the one of almost every phone first."""
+PROGRAMS = {
+    "java": "openjdk-17-jdk-headless",
+    "javac": "openjdk-17-jdk-headless",
+    "mvn": "maven",
+    "npm": "npm",
+    "dpkg-deb": "dpkg",
+}
+"""What the build starts, and the Debian package that has it. Everything else is fetched."""
+
+
+@dataclass(frozen=True)
+class Apk:
+    """An APK that was built."""
+
+    path: Path
+    abi: str
+    model: str
+    """Name of the model file in it."""
+    bytes: int
+    sha256: str
+
+
+def build_apk(bundle: Path, out: Path, abi: str = ABIS[0]) -> Apk:
+    """Build an APK with the bundle's int8 .onnx file (else its best .onnx file) and write it to `out`.
+
+    The build's own output goes to stderr. Raises InputError where the bundle or a program is missing, CedEdgeError
+    where the build fails.
+    """
+    if out.suffix != ".apk":
+        raise InputError(f"{out}: give the APK a name that ends in .apk")
+    if not SCRIPT.is_file():
+        raise InputError(f"the app's source is missing ({SCRIPT}): run this in a clone of the repository")
+    model = read_bundle(bundle).file(format="onnx").name
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        raise InputError(f"the Android build needs more programs: apt-get install {' '.join(dict.fromkeys(missing))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([SCRIPT, bundle, folder, abi], stdout=sys.stderr)
+        if done.returncode:
+            raise CedEdgeError(f"{SCRIPT.name} failed with exit code {done.returncode}; its messages are above")
+        shutil.move(Path(folder) / f"ced-edge-{abi}.apk", out)
+    return Apk(out, abi, model, out.stat().st_size, sha256_file(out))
