@@ -9,8 +9,8 @@ now=$(cd "$here" && find app/src/main app/proguard.txt core/src/main tools/compi
 [ "$(cat "$B/compiled" 2>/dev/null)" != "$now" ] || exit 0
 rm -rf "$B" && mkdir -p "$B"/{gen,app,dex}
 android=$T/android/android-all-15-robolectric-13954326.jar stdlib=$T/app/kotlin-stdlib-2.1.21.jar
-# aapt2 wants the package in the manifest, Gradle wants it outside.
-manifest() { sed "s|<manifest |<manifest package=\"org.cededge.demo\" |; s|extractNativeLibs=\"true\"|extractNativeLibs=\"$1\"|" "$main/AndroidManifest.xml"; }
+# aapt2 wants these in the manifest; Gradle has them in app/build.gradle.kts.
+manifest() { sed "s|<manifest |<manifest package=\"org.cededge.demo\" |; s|<application |<application android:extractNativeLibs=\"$1\" |" "$main/AndroidManifest.xml"; }
 manifest true >"$B/AndroidManifest.xml" && manifest false >"$B/stored.xml"
 "$T/aapt/aapt2" compile --dir "$main/res" -o "$B/res.zip"
 link() { "$T/aapt/aapt2" link -o "$B/$1" -I "$android" --manifest "$B/$2" --min-sdk-version 26 --target-sdk-version 35 --version-code 1 --version-name 1.0 "${@:3}" "$B/res.zip"; }

@@ -24,6 +24,7 @@ import org.cededge.demo.core.Settings
 import org.cededge.demo.core.Status
 import org.cededge.demo.core.writeWav
 import org.cededge.demo.engine.OrtEngine
+import org.cededge.demo.service.ListenService
 import org.cededge.demo.service.ShareProvider
 
 /**
@@ -82,11 +83,18 @@ class Center(private val context: Context) : Demo {
         onChange.run()
     }
 
+    override fun requestListening() = ListenService.start(context)
+
+    override fun refuse() {
+        stopListening()
+        say(Status.REFUSED)
+    }
+
     override fun startListening() {
         if (wanted) return
         wanted = true
         stopFile = true
-        say(if (bundle == null) Status.LOADING else Status.STARTING)
+        say(Status.STARTING)
         work.execute { begin() }
     }
 
@@ -219,8 +227,7 @@ class Center(private val context: Context) : Demo {
             { samples, n -> listener?.accept(samples, n) },
             { s, retryS ->
                 if (wanted) {
-                    if (s == Status.REFUSED) stopListening()
-                    say(s, if (retryS > 0) retryS.toString() else "")
+                    if (s == Status.REFUSED) refuse() else say(s, if (retryS > 0) retryS.toString() else "")
                 }
             },
         )

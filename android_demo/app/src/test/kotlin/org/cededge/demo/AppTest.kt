@@ -172,6 +172,7 @@ class AppTest {
         microphone.result = AudioRecord.ERROR_DEAD_OBJECT
         until("it tries again") { a.text(R.id.status) == app.getString(R.string.taken, "1") }
         a.press(R.id.listen)
+        services.run()
         afterWork() // would hang where the waiting thread were not woken
         assertTrue(a.says(R.string.idle))
     }
@@ -203,6 +204,34 @@ class AppTest {
         center.change(center.settings.copy(device = "")) // opens the microphone again at once
         until("chosen automatically") { a.says(R.string.listening_now) }
         assertEquals(3, opened)
+    }
+
+    @Test fun anUnpluggedMicrophoneThatComesBack() {
+        allow()
+        val audio = app.getSystemService(AudioManager::class.java)
+        val usb = AudioDeviceInfoBuilder.newBuilder().setType(AudioDeviceInfo.TYPE_USB_DEVICE).build()
+        if (Build.VERSION.SDK_INT == 26) ReflectionHelpers.setField(ReflectionHelpers.getField<Any>(usb, "mPort"), "mName", "USB")
+        shadowOf(audio).addInputDevice(usb, true)
+        center.change(center.settings.copy(device = center.devices.single().first))
+        val a = listening().get()
+        shadowOf(audio).removeInputDevice(usb, true)
+        until("it is gone") { a.says(R.string.unplugged) }
+        shadowOf(audio).addInputDevice(usb, true)
+        until("it is back") { a.says(R.string.listening_now) }
+        assertEquals(usb, (records.single() as AudioRecord).preferredDevice)
+    }
+
+    @Test @Config(sdk = [35]) fun silencedByAnotherApp() {
+        val a = listening().get()
+        val audio = app.getSystemService(AudioManager::class.java)
+        val ours = shadowOf(audio).createActiveRecordingConfiguration(0, 1, app.packageName)
+        val session = (records.single() as AudioRecord).audioSessionId
+        ReflectionHelpers.setField(ours, "mClientSessionId", session)
+        for ((silenced, words) in listOf(true to R.string.silenced, false to R.string.listening_now)) {
+            ReflectionHelpers.setField(ours, "mClientSilenced", silenced)
+            shadowOf(audio).setActiveRecordingConfigurations(listOf(ours), true)
+            until("it says so") { a.says(words) }
+        }
     }
 
     @Test fun theServiceListensWithTheScreenOff() {

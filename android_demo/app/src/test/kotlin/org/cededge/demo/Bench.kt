@@ -58,12 +58,13 @@ class Services {
     private var starts = 0
 
     fun run() {
+        shadowOf(Looper.getMainLooper()).idleFor(Duration.ofMillis(60))
         while (true) {
             val intent = shadowOf(app).nextStartedService ?: break
             if (running == null) running = Robolectric.buildService(ListenService::class.java, intent).create()
             running!!.get().onStartCommand(intent, 0, ++starts)
         }
-        if (running != null && (shadowOf(app).nextStoppedService != null || shadowOf(running!!.get()).isStoppedBySelf)) destroy()
+        if (running != null && shadowOf(running!!.get()).isStoppedBySelf) destroy()
     }
 
     fun destroy() {

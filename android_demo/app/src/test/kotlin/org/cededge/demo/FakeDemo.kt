@@ -81,7 +81,11 @@ class FakeDemo : Demo {
         this.settings = settings
     }
 
+    override fun requestListening() = Unit
+
     override fun startListening() = Unit
+
+    override fun refuse() = Unit
 
     override fun stopListening() = Unit
 

@@ -4,6 +4,7 @@ import android.Manifest
 import android.annotation.SuppressLint
 import android.content.Context
 import android.content.pm.PackageManager
+import android.media.AudioDeviceCallback
 import android.media.AudioDeviceInfo
 import android.media.AudioFormat
 import android.media.AudioManager
@@ -32,7 +33,8 @@ class Microphone(
     private val lock = Object()
     private var running = true
     private var record: AudioRecord? = null
-    private var deviceMissing = false
+
+    @Volatile private var deviceMissing = false
 
     @Volatile private var silenced = false
 
@@ -46,10 +48,30 @@ class Microphone(
             onStatus(listeningStatus(), 0)
         }
     }
+
+    // A USB or Bluetooth microphone that is unplugged: Android goes on with another one, without an error.
+    private val plugged = object : AudioDeviceCallback() {
+        override fun onAudioDevicesAdded(devices: Array<AudioDeviceInfo>) {
+            val chosen = devices.firstOrNull { it.isSource && key(it) == device } ?: return
+            synchronized(lock) { record }?.preferredDevice = chosen
+            missing(false)
+        }
+
+        override fun onAudioDevicesRemoved(devices: Array<AudioDeviceInfo>) {
+            if (devices.any { it.isSource && key(it) == device }) missing(true)
+        }
+
+        private fun missing(now: Boolean) {
+            deviceMissing = now
+            if (synchronized(lock) { record } != null) onStatus(listeningStatus(), 0)
+        }
+    }
     private val thread = Thread({ run() }, "microphone")
 
     init {
-        audio.registerAudioRecordingCallback(configurations, Handler(Looper.getMainLooper()))
+        val main = Handler(Looper.getMainLooper())
+        audio.registerAudioRecordingCallback(configurations, main)
+        if (device.isNotEmpty()) audio.registerAudioDeviceCallback(plugged, main)
         thread.start()
     }
 
@@ -60,6 +82,7 @@ class Microphone(
             lock.notifyAll()
         }
         audio.unregisterAudioRecordingCallback(configurations)
+        audio.unregisterAudioDeviceCallback(plugged)
         if (Thread.currentThread() != thread) thread.join()
     }
 

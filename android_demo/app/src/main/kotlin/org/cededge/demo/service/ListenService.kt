@@ -51,7 +51,7 @@ class ListenService : Service() {
             if (Build.VERSION.SDK_INT >= 29) startForeground(ID, notification(), ServiceInfo.FOREGROUND_SERVICE_TYPE_MICROPHONE)
             else startForeground(ID, notification())
         } catch (e: RuntimeException) { // without the permission, or from the background: Android 14 refuses
-            demo.stopListening()
+            demo.refuse()
             stopSelf()
             return START_NOT_STICKY
         }
@@ -91,13 +91,9 @@ class ListenService : Service() {
 
         private fun intent(context: Context, action: String?) = Intent(context, ListenService::class.java).setAction(action)
 
-        /** Start listening; the caller has the permission and is in front. */
+        /** Start listening; the app has the permission and is in front. It ends by itself when listening ends. */
         fun start(context: Context) {
             context.startForegroundService(intent(context, null))
-        }
-
-        fun stop(context: Context) {
-            context.stopService(intent(context, null))
         }
     }
 }

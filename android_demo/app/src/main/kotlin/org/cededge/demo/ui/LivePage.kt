@@ -20,8 +20,7 @@ class LivePage(private val activity: Activity) {
     private val listen = activity.findViewById<Button>(R.id.listen)
     private val allow = activity.findViewById<View>(R.id.allow)
 
-    fun render(state: LiveState, refused: Boolean) {
-        val shown = if (refused || state.status == Status.REFUSED) Status.REFUSED else state.status
+    fun render(state: LiveState, shown: Status) {
         set(status, sentence(activity, shown, state.detail))
         allow.visibility = if (shown == Status.REFUSED) View.VISIBLE else View.GONE
         set(listen, activity.getString(if (state.listening) R.string.stop else R.string.listen))

@@ -21,7 +21,7 @@ import org.cededge.demo.R
 import org.cededge.demo.core.Demo
 import org.cededge.demo.core.HasDemo
 import org.cededge.demo.core.LiveState
-import org.cededge.demo.service.ListenService
+import org.cededge.demo.core.Status
 
 /** The one screen: four pages over one state. It draws; what it shows lives in the application. */
 class MainActivity : Activity() {
@@ -51,7 +51,7 @@ class MainActivity : Activity() {
         events = EventsPage(this, demo)
         model = ModelPage(this, demo) { pick(PICK_BUNDLE, "*/*") }
         setup = SetupPage(this, demo)
-        findViewById<Button>(R.id.listen).setOnClickListener { if (state.listening) ListenService.stop(this) else listen() }
+        findViewById<Button>(R.id.listen).setOnClickListener { if (state.listening) demo.stopListening() else listen() }
         findViewById<Button>(R.id.open_file).setOnClickListener { pick(PICK_FILE, "audio/*") }
         findViewById<Button>(R.id.allow).setOnClickListener { openSettings() }
         for (i in TABS.indices) findViewById<Button>(TABS[i]).setOnClickListener { show(i) }
@@ -92,7 +92,7 @@ class MainActivity : Activity() {
         val i = permissions.indexOf(Manifest.permission.RECORD_AUDIO)
         if (i < 0) return // the request was broken off
         refused = results[i] != PackageManager.PERMISSION_GRANTED
-        if (!refused) ListenService.start(this)
+        if (!refused) demo.requestListening()
         render()
     }
 
@@ -109,7 +109,7 @@ class MainActivity : Activity() {
 
     private fun listen() {
         when {
-            allowed() -> ListenService.start(this)
+            allowed() -> demo.requestListening()
             // The user refused once: say why it is needed before the system asks again.
             shouldShowRequestPermissionRationale(Manifest.permission.RECORD_AUDIO) -> AlertDialog.Builder(this)
                 .setMessage(R.string.why_microphone)
@@ -164,10 +164,17 @@ class MainActivity : Activity() {
 
     private fun render() {
         demo.fill(state)
-        live.render(state, refused && !state.listening)
+        live.render(state, shownStatus())
         events.render(state)
         model.render()
         setup.render()
+    }
+
+    /** The permission may have changed since the last status: the user comes back from the settings. */
+    private fun shownStatus() = when {
+        refused && !state.listening -> Status.REFUSED
+        state.status == Status.REFUSED && allowed() -> Status.IDLE
+        else -> state.status
     }
 
     /** Android 15 draws behind the system's bars: keep the content out of them, and out of a camera's cutout. */

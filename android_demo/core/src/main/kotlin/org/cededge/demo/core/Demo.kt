@@ -93,7 +93,14 @@ interface Demo {
 
     fun change(settings: Settings)
 
+    /** Ask the system for the service that may keep the microphone; the screen must be in front, with the permission. */
+    fun requestListening()
+
+    /** Called by that service, once it may listen. */
     fun startListening()
+
+    /** Called by that service where the system does not let it listen. */
+    fun refuse()
 
     fun stopListening()
 

@@ -1,0 +1,181 @@
+"""What of the Android app can be checked in Python; `make android-test` runs the app itself."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import CliRunner
+from tiny_bundle import write_bundle
+
+from ced_edge.errors import CedEdgeError, InputError
+from export import android
+from export.cli import android as command
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "android_demo"
+
+
+def script(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, DEMO / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+check_apk, pack, fetch = script("tools/check_apk.py"), script("tools/pack.py"), script("fetch/fetch.py")
+
+
+def test_the_golden_vectors_are_fresh() -> None:
+    golden = script("golden/golden.py")
+    assert golden.PATH.read_text() == golden.text(), "run android_demo/golden/golden.py"
+
+
+def test_parts_of_the_app_know_only_the_core() -> None:
+    main = DEMO / "app/src/main/kotlin/org/cededge/demo"
+    found = 0
+    for file in main.rglob("*.kt"):
+        imported = re.findall(r"^import org\.cededge\.demo\.(\w+)", file.read_text(), re.M)
+        found += len(imported)
+        if file.parent != main:
+            assert set(imported) <= {"core", "R", file.parent.name}, file
+    assert found > 30
+    for file in (DEMO / "core/src/main").rglob("*.kt"):
+        assert not re.findall(
+            r"^import (?:android|ai\.onnxruntime|org\.cededge\.demo\.(?!core))", file.read_text(), re.M
+        ), file
+
+
+def test_no_runtime_that_sends_telemetry() -> None:
+    """From 1.29 on ONNX Runtime reports to its maker."""
+    pinned = (DEMO / "fetch/pinned.txt").read_text()
+    versions = re.findall(r"onnxruntime:onnxruntime:1\.(\d+)\.", pinned)
+    assert versions
+    assert max(map(int, versions)) <= 28
+    assert "com.github.asus4.onnxruntime@0.4.8" in pinned  # holds 1.26.0
+    (gradle,) = re.findall(r'^onnxruntime = "1\.(\d+)\.', (DEMO / "gradle/libs.versions.toml").read_text(), re.M)
+    assert int(gradle) <= 28
+
+
+def test_every_string_is_shown_somewhere() -> None:
+    names = re.findall(r'<(?:string|plurals) name="(\w+)"', (DEMO / "app/src/main/res/values/strings.xml").read_text())
+    sources = "".join(f.read_text() for f in (DEMO / "app/src/main").rglob("*") if f.suffix in (".kt", ".xml"))
+    unused = [n for n in names if not re.search(rf"R\.(string|plurals)\.{n}\b|@string/{n}\b", sources)]
+    assert unused == []
+    literal = re.findall(r'android:(?:text|contentDescription|hint)="(?!@)[^"]+"', sources)
+    assert literal == [], "text for people belongs in strings.xml"
+
+
+def elf(alignment: int) -> bytes:
+    """A 64-bit ELF file with one loaded segment."""
+    head = bytearray(64)
+    head[:5] = b"\x7fELF\x02"
+    struct.pack_into("<Q", head, 32, 64)
+    struct.pack_into("<HH", head, 54, 56, 1)
+    segment = bytearray(56)
+    struct.pack_into("<I", segment, 0, 1)
+    struct.pack_into("<Q", segment, 48, alignment)
+    return bytes(head + segment)
+
+
+@pytest.mark.parametrize("name", ["a.so", "lib/arm64-v8a/longer_by_some_letters.so"])
+def test_stored_libraries_lie_at_multiples_of_16_kb(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "app.apk"
+    with zipfile.ZipFile(path, "w") as out:
+        pack.add(out, "first.txt", b"some text", True)
+        pack.add(out, name, elf(16_384), True)
+    assert check_apk.library_faults(path, unpacked_at_installation=False) == []
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.read(name) == elf(16_384)
+
+
+def test_faults_of_libraries_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "app.apk"
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("lib/unaligned.so", elf(16_384), zipfile.ZIP_STORED)
+        out.writestr("lib/small_pages.so", elf(4_096), zipfile.ZIP_DEFLATED)
+    faults = check_apk.library_faults(path, unpacked_at_installation=False)
+    assert [f.partition(":")[0] for f in faults] == ["lib/unaligned.so", "lib/small_pages.so", "lib/small_pages.so"]
+    assert "no multiple of 16 KB" in faults[0]
+    assert "multiples of 4096" in faults[1]
+    assert "extractNativeLibs" in faults[2]
+    assert len(check_apk.library_faults(path, unpacked_at_installation=True)) == 2
+
+
+def test_telemetry_and_changed_files_are_found(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    path = tmp_path / "app.apk"
+
+    def faults(extra: bytes, labels: bytes | None = None) -> list[str]:
+        with zipfile.ZipFile(path, "w") as out:
+            out.writestr("classes.dex", extra)
+            for file in pack.app_files(bundle.folder):
+                changed = labels if file.name == "labels.txt" and labels else file.read_bytes()
+                out.writestr(f"assets/bundle/{file.name}", changed)
+        found: list[str] = check_apk.content_faults(path)
+        return found
+
+    assert faults(b"harmless") == []
+    assert faults(b"x Lai/onnxruntime/telemetry/HttpClient; x") == ["classes.dex: telemetry (onnxruntime/telemetry)"]
+    assert faults(b"", labels=b"Cat\n") == ["assets/bundle/labels.txt: another hash than in bundle.json"]
+
+
+def test_a_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pinned.txt").write_text("tools npm thing@1 " + "0" * 64 + "\n")
+    monkeypatch.setattr(fetch, "HERE", tmp_path)
+    monkeypatch.setattr(fetch, "TARGET", tmp_path / "out")
+    monkeypatch.setattr(fetch, "download", lambda _client, pins, folder: (folder / pins[0].file).write_bytes(b"other"))
+    with pytest.raises(SystemExit, match="thing@1 is not the pinned file"):
+        fetch.main()
+    assert not (tmp_path / "out/tools/complete").exists()
+
+
+def test_the_command_refuses_what_it_cannot_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path / "bundle").folder
+    with pytest.raises(InputError, match="a name that ends in"):
+        android.build_apk(bundle, tmp_path / "app.zip")
+    with pytest.raises(InputError, match="no such bundle"):
+        android.build_apk(tmp_path / "none", tmp_path / "app.apk")
+    both = CliRunner().invoke(command, ["x", "--bundle", str(bundle), "-o", "app.apk"])
+    assert isinstance(both.exception, InputError)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="apt-get install openjdk-17-jdk-headless maven npm"):
+        android.build_apk(bundle, tmp_path / "app.apk")
+
+
+def test_the_command_moves_the_apk_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_bundle(tmp_path / "bundle").folder
+    stand_in = tmp_path / "build.sh"
+    monkeypatch.setattr(android, "SCRIPT", stand_in)
+    monkeypatch.setattr(android, "PROGRAMS", {})
+
+    def build(body: str) -> android.Apk:
+        stand_in.write_text(f"#!/bin/sh\n{body}\n")
+        stand_in.chmod(0o755)
+        return android.build_apk(bundle, tmp_path / "deep" / "app.apk", "x86_64")
+
+    apk = build('printf apk > "$2/ced-edge-$3.apk"; echo noise')
+    assert (apk.path.read_bytes(), apk.bytes, apk.abi) == (b"apk", 3, "x86_64")
+    with pytest.raises(CedEdgeError, match="exit code 3"):
+        build("exit 3")
+
+
+@pytest.mark.slow
+def test_the_arm64_library_of_the_apk_predicts_as_x86_does() -> None:
+    apk = ROOT / ".venv/android/apk/ced-edge-arm64-v8a.apk"
+    if not apk.is_file() or not (ROOT / ".venv/android/test/answers/0.probs").is_file():
+        pytest.skip("no APK, or no predictions: run make android-test")
+    done = subprocess.run([DEMO / "tools/arm.sh", apk], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed, 0 failed" in done.stdout
