@@ -79,7 +79,7 @@ def test_clean_answers_go_on_exactly_too(stream: TrainingData, tmp_path: Path) -
 
 def test_a_stop_has_the_exit_code_of_a_shell(stream: TrainingData, tmp_path: Path) -> None:
     notes = Notes(lambda step: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(Interrupted, match=r"stopped at step 1 of 18: saved in .*; run the same again to go on") as e:
+    with pytest.raises(Interrupted, match=r"stopped at step 1 of 18: saved in .*; run the same again to continue") as e:
         train(tmp_path, stream, config(), reporter=notes)
     assert e.value.exit_code == 130
 
