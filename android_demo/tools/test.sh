@@ -28,7 +28,7 @@ if [ "$(cat "$T/test/compiled" 2>/dev/null)" != "$now" ]; then
   echo "$now" >"$T/test/compiled"
 fi
 junit() { # VERSION SAME_AS_PYTHON CLASS...
-  java -Xmx2500m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Drobolectric.offline=true "-Drobolectric.dependency.dir=$T/sdks" \
+  java -Xmx2500m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -Drobolectric.offline=true "-Drobolectric.dependency.dir=$T/sdks" \
     "-Djava.io.tmpdir=$T/test/tmp" "-Dandroid_demo=$here" "-Dbundle=$bundle" "-Danswers=$T/test/answers" "-Dsame_version=$2" \
     --add-opens=java.base/java.lang=ALL-UNNAMED --add-opens=java.base/java.io=ALL-UNNAMED \
     -cp "$T/test/conf:$T/test/classes:$ours:$T/desktop$([ "$1" = 1.28.0 ] && echo 28)/onnxruntime-$1.jar:$framework" org.junit.runner.JUnitCore "${@:3}"

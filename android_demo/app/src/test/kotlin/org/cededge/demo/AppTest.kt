@@ -185,12 +185,19 @@ class AppTest {
         until("the app says so") { a.says(R.string.zeros) }
     }
 
+    private fun usbMicrophone(): AudioDeviceInfo {
+        val device = AudioDeviceInfoBuilder.newBuilder().setType(AudioDeviceInfo.TYPE_USB_DEVICE).build()
+        // Robolectric's device is no source of sound, and on Android 8 it has no name.
+        val port = ReflectionHelpers.getField<Any>(device, "mPort")
+        ReflectionHelpers.setField(Class.forName("android.media.AudioPort"), port, "mRole", 1)
+        if (Build.VERSION.SDK_INT == 26) ReflectionHelpers.setField(Class.forName("android.media.AudioPort"), port, "mName", "USB")
+        return device
+    }
+
     @Test fun aChosenMicrophoneThatIsUnplugged() {
         allow()
         val audio = app.getSystemService(AudioManager::class.java)
-        val usb = AudioDeviceInfoBuilder.newBuilder().setType(AudioDeviceInfo.TYPE_USB_DEVICE).build()
-        // Robolectric's device of Android 8 has no name, which real ones have.
-        if (Build.VERSION.SDK_INT == 26) ReflectionHelpers.setField(ReflectionHelpers.getField<Any>(usb, "mPort"), "mName", "USB")
+        val usb = usbMicrophone()
         shadowOf(audio).setInputDevices(listOf(usb))
         val key = center.devices.single().first
         center.change(center.settings.copy(device = key))
@@ -209,8 +216,7 @@ class AppTest {
     @Test fun anUnpluggedMicrophoneThatComesBack() {
         allow()
         val audio = app.getSystemService(AudioManager::class.java)
-        val usb = AudioDeviceInfoBuilder.newBuilder().setType(AudioDeviceInfo.TYPE_USB_DEVICE).build()
-        if (Build.VERSION.SDK_INT == 26) ReflectionHelpers.setField(ReflectionHelpers.getField<Any>(usb, "mPort"), "mName", "USB")
+        val usb = usbMicrophone()
         shadowOf(audio).addInputDevice(usb, true)
         center.change(center.settings.copy(device = center.devices.single().first))
         val a = listening().get()

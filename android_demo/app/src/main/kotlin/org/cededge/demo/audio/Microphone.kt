@@ -51,19 +51,17 @@ class Microphone(
 
     // A USB or Bluetooth microphone that is unplugged: Android goes on with another one, without an error.
     private val plugged = object : AudioDeviceCallback() {
-        override fun onAudioDevicesAdded(devices: Array<AudioDeviceInfo>) {
-            val chosen = devices.firstOrNull { it.isSource && key(it) == device } ?: return
-            synchronized(lock) { record }?.preferredDevice = chosen
-            missing(false)
-        }
+        override fun onAudioDevicesAdded(devices: Array<AudioDeviceInfo>) = look()
 
-        override fun onAudioDevicesRemoved(devices: Array<AudioDeviceInfo>) {
-            if (devices.any { it.isSource && key(it) == device }) missing(true)
-        }
+        override fun onAudioDevicesRemoved(devices: Array<AudioDeviceInfo>) = look()
 
-        private fun missing(now: Boolean) {
-            deviceMissing = now
-            if (synchronized(lock) { record } != null) onStatus(listeningStatus(), 0)
+        private fun look() {
+            val chosen = chosenDevice()
+            if ((chosen == null) == deviceMissing) return
+            deviceMissing = chosen == null
+            val open = synchronized(lock) { record } ?: return
+            if (chosen != null) open.preferredDevice = chosen
+            onStatus(listeningStatus(), 0)
         }
     }
     private val thread = Thread({ run() }, "microphone")
@@ -134,6 +132,8 @@ class Microphone(
         }
     }
 
+    private fun chosenDevice() = audio.getDevices(AudioManager.GET_DEVICES_INPUTS).firstOrNull { key(it) == device }
+
     private fun listeningStatus() = when {
         silenced -> Status.SILENCED
         deviceMissing -> Status.UNPLUGGED
@@ -152,7 +152,7 @@ class Microphone(
                 continue
             }
             if (made.state == AudioRecord.STATE_INITIALIZED) {
-                val chosen = audio.getDevices(AudioManager.GET_DEVICES_INPUTS).firstOrNull { key(it) == device }
+                val chosen = chosenDevice()
                 deviceMissing = device.isNotEmpty() && chosen == null
                 if (chosen != null) made.preferredDevice = chosen
                 return made
