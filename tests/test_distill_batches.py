@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,6 +290,20 @@ def test_too_few_clips_are_refused_before_anything_starts(stream: TrainingData) 
     with pytest.raises(InputError, match=r"a batch of 13 is more than the 12 clips"):
         total_steps(dataclasses.replace(stream, batch=13, world=2), TrainConfig())
     assert batches_per_pass(shards_of(9, 1, 1), 5, 2) == 1
+
+
+class Niceness(Batches):
+    """One batch, which holds the niceness of the process that made it."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield Batch(torch.tensor(os.nice(0)), torch.zeros(1), torch.zeros(1, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("device", "lower"), [("cpu", 10), ("cuda", 0)])
+def test_renderers_run_after_training_but_before_background_work(stream: TrainingData, device: str, lower: int) -> None:
+    """At the lowest priority, 19, they starved beside other busy processes of that priority."""
+    batch = next(loader(stream, workers=1, views=Niceness, device=device))
+    assert int(batch.wave) == min(19, os.nice(0) + lower)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
