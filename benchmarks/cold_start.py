@@ -68,7 +68,7 @@ class Recipe:
     """Fields of TrainConfig that differ from the defaults."""
     seconds: float = SECONDS
     warm_up: float = 0.0
-    """Share of the time for the mrequested-autoencoder warm-up."""
+    """Share of the time for the masked-autoencoder warm-up."""
     zero_branches: bool = True
     """Whether every residual branch starts at 0."""
 
@@ -84,7 +84,7 @@ RECIPES = {
     "muon-smallest": Recipe("Muon, published rule for the classes outside the top K", {"fill": "smallest"}),
     "muon-branches": Recipe("Muon, residual branches do not start at 0", zero_branches=False),
     "muon-5s": Recipe("Muon, windows of 5 s", seconds=5.0),
-    "pretrained": Recipe("Muon after a mrequested-autoencoder warm-up", warm_up=0.3),
+    "pretrained": Recipe("Muon after a masked-autoencoder warm-up", warm_up=0.3),
 }
 
 
