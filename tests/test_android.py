@@ -94,7 +94,7 @@ def test_stored_libraries_lie_at_multiples_of_16_kb(tmp_path: Path, name: str) -
     with zipfile.ZipFile(path, "w") as out:
         pack.add(out, "first.txt", b"some text", True)
         pack.add(out, name, elf(16_384), True)
-    assert check_apk.library_faults(path, unpacked_at_installation=False) == []
+    assert check_apk.shared_library_faults(path, unpacked_at_installation=False) == []
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
         assert archive.read(name) == elf(16_384)
@@ -105,12 +105,12 @@ def test_faults_of_libraries_are_found(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as out:
         out.writestr("lib/unaligned.so", elf(16_384), zipfile.ZIP_STORED)
         out.writestr("lib/small_pages.so", elf(4_096), zipfile.ZIP_DEFLATED)
-    faults = check_apk.library_faults(path, unpacked_at_installation=False)
+    faults = check_apk.shared_library_faults(path, unpacked_at_installation=False)
     assert [f.partition(":")[0] for f in faults] == ["lib/unaligned.so", "lib/small_pages.so", "lib/small_pages.so"]
     assert "no multiple of 16 KB" in faults[0]
     assert "multiples of 4096" in faults[1]
     assert "extractNativeLibs" in faults[2]
-    assert len(check_apk.library_faults(path, unpacked_at_installation=True)) == 2
+    assert len(check_apk.shared_library_faults(path, unpacked_at_installation=True)) == 2
 
 
 def test_telemetry_and_changed_files_are_found(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def data_offset(apk: bytes, entry: zipfile.ZipInfo) -> int:
     return entry.header_offset + 30 + name + extra
 
 
-def library_faults(path: Path, unpacked_at_installation: bool) -> list[str]:
+def shared_library_faults(path: Path, unpacked_at_installation: bool) -> list[str]:
     faults, apk = [], path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         libraries = [i for i in archive.infolist() if i.filename.endswith(".so")]
@@ -139,7 +139,7 @@ def check(path: Path) -> list[str]:
     apksigner = ["java", "-cp", str(TOOLS / "sign/usr/share/java/*"), "com.android.apksigner.ApkSignerTool"]
     run(*apksigner, "verify", "--min-sdk-version", "26", str(path))
     faults, unpacked = manifest_faults(path)
-    faults += library_faults(path, unpacked) + content_faults(path)
+    faults += shared_library_faults(path, unpacked) + content_faults(path)
     size = path.stat().st_size
     if "arm64" in path.name and unpacked and size > MAX_ARM64_BYTES:
         faults.append(f"{size} bytes: more than {MAX_ARM64_BYTES}")
