@@ -11,7 +11,7 @@ from ced_edge.errors import InputError
 def require_matplotlib(option: str) -> None:
     """Raise InputError when matplotlib is missing. `option` is the flag that needs it."""
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401  (only to see whether it is there)
     except ImportError as e:
         raise InputError(f"{option} needs matplotlib: pip install matplotlib") from e
 

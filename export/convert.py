@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def to_onnx(model: ExportModel, path: Path, window_samples: int) -> None:
     onnx.save(proto, path)
 
 
-def _clean(proto) -> None:  # type: ignore[no-untyped-def]  # onnx ships no types for its protobufs
+def _clean(proto: Any) -> None:  # Any: onnx ships no types for its protobufs
     """Shorten the node names, and remove source lines, unused functions and the shapes of intermediate values."""
     # Quantisation changes the types of intermediate values. Their old shapes and types would then contradict the graph.
     del proto.graph.value_info[:]
@@ -64,7 +65,7 @@ def _clean(proto) -> None:  # type: ignore[no-untyped-def]  # onnx ships no type
     del proto.graph.metadata_props[:]
 
 
-def _name_axes(port, names: list[str | None]) -> None:  # type: ignore[no-untyped-def]  # as above
+def _name_axes(port: Any, names: list[str | None]) -> None:
     """Name the free axes of an input or output; None leaves an axis of fixed size."""
     for axis, name in zip(port.type.tensor_type.shape.dim, names, strict=True):
         if name:

@@ -29,6 +29,7 @@ import sys
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -88,29 +89,41 @@ def read_list(path: Path) -> dict[str, dict[str, int]]:
 
 
 def audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
-    """Path -> content of every audio file in a .deb, also inside its archives; and the text of its copyright file."""
+    """Path -> content of every audio file in a .deb, also inside its archives; and the text of its copyright file.
+
+    Raises CedEdgeError on a damaged file.
+    """
+    try:
+        return _audio_files(deb)
+    except (tarfile.TarError, subprocess.CalledProcessError) as e:
+        raise CedEdgeError(f"{deb} is damaged (dpkg-deb cannot read it): delete it and run again") from e
+
+
+def _audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
     files: dict[str, bytes] = {}
     copyright_text = ""
-    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacked:  # noqa: SIM117
-        with tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar:
-            for member in tar:
-                name = member.name.removeprefix("./")
-                suffix = PurePosixPath(name).suffix.lower()
-                is_copyright = re.fullmatch(r"usr/share/doc/[^/]+/copyright", name) is not None
-                wanted = suffix in AUDIO_SUFFIXES or suffix in ARCHIVES or is_copyright
-                if not (member.isfile() and wanted and member.size <= MAX_BYTES):
-                    continue
-                file = tar.extractfile(member)
-                assert file is not None
-                content = file.read()
-                if is_copyright:
-                    copyright_text += content.decode(errors="replace")
-                elif suffix in ARCHIVES:
-                    files |= {f"{name}/{inner}": data for inner, data in _archived(content)}
-                else:
-                    files[name] = content
+    with (
+        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacked,
+        tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar,
+    ):
+        for member in tar:
+            name = member.name.removeprefix("./")
+            suffix = PurePosixPath(name).suffix.lower()
+            is_copyright = re.fullmatch(r"usr/share/doc/[^/]+/copyright", name) is not None
+            wanted = suffix in AUDIO_SUFFIXES or suffix in ARCHIVES or is_copyright
+            if not (member.isfile() and wanted and member.size <= MAX_BYTES):
+                continue
+            file = tar.extractfile(member)
+            assert file is not None
+            content = file.read()
+            if is_copyright:
+                copyright_text += content.decode(errors="replace")
+            elif suffix in ARCHIVES:
+                files |= {f"{name}/{inner}": data for inner, data in _archived(content)}
+            else:
+                files[name] = content
     if unpacked.returncode:
-        raise CedEdgeError(f"{deb} is damaged (dpkg-deb cannot read it): delete it and run again")
+        raise subprocess.CalledProcessError(unpacked.returncode, "dpkg-deb")
     return files, copyright_text
 
 
@@ -120,7 +133,7 @@ def _archived(content: bytes) -> Iterator[tuple[str, bytes]]:
             for info in archive.infolist():
                 if PurePosixPath(info.filename).suffix.lower() in AUDIO_SUFFIXES and info.file_size <= MAX_BYTES:
                     yield info.filename, archive.read(info)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
         return  # some games use the suffix for other things
 
 

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from hypothesis import settings
 
 from ced_edge.cli import main
@@ -40,6 +42,17 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no shared data at {folder}: set CED_EDGE_SHARED to the folder with golden/, audio/ and teachers/")
     return folder
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    """A folder of sounds: 5 s of 48 kHz stereo, and 1 s of FLAC in a folder of its own."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "audio" / "deep").mkdir(parents=True)
+    soundfile.write(tmp_path / "audio" / "a.wav", rng.uniform(-0.5, 0.5, (240_000, 2)), 48_000)
+    soundfile.write(tmp_path / "audio" / "deep" / "b.flac", rng.uniform(-0.5, 0.5, 16_000), 16_000)
+    (tmp_path / "audio" / "notes.txt").write_text("not walked into")
+    return tmp_path / "audio"
 
 
 @pytest.fixture

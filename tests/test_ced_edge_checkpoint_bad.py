@@ -115,7 +115,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, suffi
 
 
 class Evil:
-    __reduce__ = lambda self: (print, ("code ran",))  # noqa: E731
+    def __reduce__(self) -> tuple[object, ...]:
+        return print, ("code ran",)
 
 
 @pytest.mark.parametrize("content", [{"x": Evil()}, [1, 2], {"a": 1, "b": torch.zeros(1)}, torch.zeros(3)])

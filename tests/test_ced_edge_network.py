@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoint_forms import SMALL, small_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,19 +18,13 @@ from ced_edge.network.ced import CED, n_parameters, predict
 from ced_edge.network.checkpoint import load_model
 from ced_edge.spec import SIZES, ModelSpec, size
 
-SMALL = ModelSpec(width=48, heads=3, depth=2)
 # Logits are sums over a few hundred float32 products of order 1.
 LOGIT_TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def model() -> CED:
-    torch.manual_seed(0)
-    model = CED(SMALL).eval().requires_grad_(False)
-    # Of the size of trained weights: the initial ones answer nearly the same to everything.
-    for p in model.parameters():
-        p.add_(0.2 * torch.randn_like(p))
-    return model
+    return small_model()
 
 
 @pytest.fixture(scope="module")

@@ -29,17 +29,6 @@ def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path / "here")
 
 
-@pytest.fixture
-def audio(tmp_path: Path) -> Path:
-    """A folder of sounds: 5 s of 48 kHz stereo, and 1 s of FLAC in a folder of its own."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "audio" / "deep").mkdir(parents=True)
-    soundfile.write(tmp_path / "audio" / "a.wav", rng.uniform(-0.5, 0.5, (240_000, 2)), 48_000)
-    soundfile.write(tmp_path / "audio" / "deep" / "b.flac", rng.uniform(-0.5, 0.5, 16_000), 16_000)
-    (tmp_path / "audio" / "notes.txt").write_text("not walked into")
-    return tmp_path / "audio"
-
-
 def bundle() -> Path:
     return shared_bundle().folder
 

@@ -22,16 +22,6 @@ from ced_edge.runtime import tag_files
 from ced_edge.runtime.tagger import StreamingTagger, Tagger
 
 
-@pytest.fixture
-def audio(tmp_path: Path) -> Path:
-    """A folder of sounds: 5 s of 48 kHz stereo, and 1 s of FLAC in a folder of its own."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "audio" / "deep").mkdir(parents=True)
-    soundfile.write(tmp_path / "audio" / "a.wav", rng.uniform(-0.5, 0.5, (240_000, 2)), 48_000)
-    soundfile.write(tmp_path / "audio" / "deep" / "b.flac", rng.uniform(-0.5, 0.5, 16_000), 16_000)
-    return tmp_path / "audio"
-
-
 def test_files_run_side_by_side_each_in_a_tagger_of_its_own(audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, working, most = tag_files.tag_file, [0], [0]
     taggers: set[int] = set()

@@ -236,7 +236,7 @@ def test_a_file_that_is_not_what_bundle_json_says(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("output", [np.full((1, 527), np.nan, np.float32), np.zeros((1, 521), np.float32)])
 def test_an_output_of_nan_or_of_another_size_is_an_error(monkeypatch: pytest.MonkeyPatch, output: Any) -> None:
     fake = Fake((Port("waveform", (-1, -1), "float32"),), (Port("prob", (-1, -1), "float32"),))
-    fake.run = lambda *inputs: [output]  # type: ignore[method-assign]
+    monkeypatch.setattr(fake, "run", lambda *inputs: [output])
     monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
     with pytest.raises(CedEdgeError, match="did not return 527 finite numbers: it is broken, export it again"):
         Tagger(shared_bundle()).predict(noise(3_000))

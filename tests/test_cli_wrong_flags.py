@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click import Option
+from click import Command, Context, Option
 from conftest import refused
 
 from ced_edge.cli import COMMANDS, cli
@@ -151,16 +151,22 @@ def test_every_command_is_in_the_table() -> None:
     assert {line.split()[0] for line, _ in WRONG} == set(COMMANDS)
 
 
+def command_named(name: str) -> Command:
+    command = cli.get_command(Context(cli), name)
+    assert command is not None
+    return command
+
+
 def test_the_choices_are_those_of_the_code() -> None:
     """The command repeats them: to import them would import torch."""
-    command = cli.get_command(None, "evaluate")  # type: ignore[arg-type]
+    command = command_named("evaluate")
     (dtype,) = [p for p in command.params if p.name == "dtype"]
     assert tuple(dtype.type.choices) == DTYPES
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_has_a_help_text_and_every_command_json(name: str) -> None:
-    command = cli.get_command(None, name)  # type: ignore[arg-type]
+    command = command_named(name)
     options = [p for p in command.params if isinstance(p, Option)]
     assert [o.name for o in options if not o.help] == []
     assert "--json" in [flag for o in options for flag in o.opts]

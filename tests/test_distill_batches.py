@@ -135,7 +135,8 @@ def streams(draw_: st.DrawFn) -> tuple[list[TrainingData], int]:
     batch = draw_(st.integers(1, sum(sizes) // readers))
     windows = tuple((epochs, 0.5 + i) for i, epochs in enumerate(draw_(st.lists(st.integers(1, 2), min_size=1))[:3]))
     recipe, repeats = ViewRecipe(seed=draw_(st.integers(0, 9)), windows=windows), draw_(st.integers(1, 2))
-    one = TrainingData(shards_of(*sizes), None, recipe, batch, RATE_HZ, repeats)  # type: ignore[arg-type]
+    no_store: Any = None  # a plan reads none
+    one = TrainingData(shards_of(*sizes), no_store, recipe, batch, RATE_HZ, repeats)
     return [dataclasses.replace(one, rank=rank, world=world) for rank in range(world)], workers
 
 

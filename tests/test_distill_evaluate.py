@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from checkpoint_forms import small_model
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
@@ -24,7 +26,7 @@ from ced_edge.spec import ModelSpec
 from distill.devices import find_device
 from distill.evaluation import evaluate as evaluate_module
 from distill.evaluation.comparison import evaluate_ensemble
-from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_predictor
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_together
 from distill.teachers.ensemble import Ensemble
 
 SMALL = ModelSpec(width=48, heads=3, depth=1)
@@ -32,13 +34,17 @@ TONES = {"low": (250.0, (3, 5)), "high": (2_000.0, (7,))}
 """Group -> (hertz, class indices)."""
 
 
+def evaluate_predictor(
+    predictor: Callable[[Tensor], Tensor], clips: list[Clip], rate_hz: int, batch_size: int = 32
+) -> Evaluation:
+    """Evaluate one model: `predictor` returns (B, C)."""
+    name = "model"
+    return evaluate_together(lambda wave: predictor(wave)[None], [name], clips, rate_hz, batch_size=batch_size)[name]
+
+
 @pytest.fixture(scope="module")
 def model() -> CED:
-    torch.manual_seed(0)
-    model = CED(SMALL).eval().requires_grad_(False)
-    for p in model.parameters():
-        p.add_(0.2 * torch.randn_like(p))
-    return model
+    return small_model(SMALL)
 
 
 @pytest.fixture(scope="module")

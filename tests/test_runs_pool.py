@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from ced_edge.audio.clips import read_manifest
+from ced_edge.errors import CedEdgeError
 
 RUNS = Path(__file__).resolve().parents[1] / "runs"
 
@@ -98,6 +99,27 @@ def test_a_package_becomes_clips_with_their_licences(tmp_path: Path, scripts: An
         atol=1e-4,
     )
     assert "| x-data | 1.2-3 | 8 |" in (tmp_path / "sources.md").read_text()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
+def test_a_damaged_package_is_named(tmp_path: Path, scripts: Any, share: float) -> None:
+    """The download was cut: dpkg-deb fails at once, or its archive ends in the middle of a file."""
+    deb = make_deb(tmp_path, "sounds", {"usr/share/a.wav": wav(1.0, 0)})
+    content = deb.read_bytes()
+    deb.write_bytes(content[: round(share * len(content))])
+    with pytest.raises(CedEdgeError, match=r"sounds\S*\.deb is damaged .*delete it and run again"):
+        scripts[0].audio_files(deb)
+
+
+def test_a_damaged_archive_in_a_package_is_left_out(tmp_path: Path, scripts: Any) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.wav", wav(1.0, 0))
+    content = bytearray(packed.getvalue())
+    content[200:260] = bytes(60)
+    files = {"usr/share/game.zip": bytes(content), "usr/share/b.wav": wav(1.0, 1)}
+    found, _ = scripts[0].audio_files(make_deb(tmp_path, "sounds", files))
+    assert list(found) == ["usr/share/b.wav"]
 
 
 def test_licences_are_found_by_the_end_of_a_path(scripts: Any) -> None:

@@ -45,7 +45,7 @@ class Worker:
 
     def __init__(self, target: Target, threads: int = 1) -> None:
         self.target = target
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
         # `python -c` imports from the current folder first, and a numpy.py may lie there. This package's own folder
         # takes its place.
         root = str(Path(__file__).resolve().parents[2])

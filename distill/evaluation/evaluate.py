@@ -34,7 +34,7 @@ from distill.devices import device_name, find_device
 log = logging.getLogger(__name__)
 
 Predictor = Callable[[Tensor], Tensor]
-"""(B, samples) float32 in [-1, 1] on the device -> probabilities (B, C), or of M models at once (M, B, C)."""
+"""(B, samples) float32 in [-1, 1] on the device -> probabilities of M models (M, B, C)."""
 Progress = Callable[[int], None]
 """Called with the number of clips just done."""
 
@@ -142,26 +142,11 @@ def evaluate(
 
     def predictor(wave: Tensor) -> Tensor:
         with torch.autocast(where.type, torch.bfloat16, enabled=dtype == "bf16"):
-            return predict(model, wave)
+            return predict(model, wave)[None]
 
     rate_hz = model.spec.frontend.rate_hz
-    return evaluate_predictor(predictor, clips, rate_hz, where, batch_size, progress, dtype)
-
-
-def evaluate_predictor(
-    predictor: Predictor,
-    clips: Sequence[Clip],
-    rate_hz: int,
-    device: str | torch.device = "cpu",
-    batch_size: int = 32,
-    progress: Progress | None = None,
-    dtype: str = "fp32",
-) -> Evaluation:
-    """Evaluate anything that predicts audio at `rate_hz`; see `evaluate_together`."""
     name = "model"
-    together = evaluate_together(
-        lambda wave: predictor(wave)[None], [name], clips, rate_hz, device, batch_size, progress, dtype
-    )
+    together = evaluate_together(predictor, [name], clips, rate_hz, where, batch_size, progress, dtype)
     return together[name]
 
 
@@ -175,7 +160,7 @@ def evaluate_together(
     progress: Progress | None = None,
     dtype: str = "fp32",
 ) -> dict[str, Evaluation]:
-    """Evaluate M models on `clips` in one pass: `predictor` returns (M, B, C) probabilities, in the order of `names`.
+    """Evaluate M models on `clips` in one pass. `names` are in the order of the predictor's models.
 
     Clips of equal length share a batch of at most `batch_size`. Clips that cannot be read are left out, listed in
     `rejected`, and a warning gives their number. Raises InputError when no clip can be read or none has labels, and
