@@ -113,8 +113,15 @@ def _from_shard(shard: Path, rate_hz: int, clips: int, rng: random.Random) -> It
                 file = tar.extractfile(member)
                 assert file is not None  # it is for regular files
                 yield _decode(file.read(), rate_hz)
-    except (tarfile.TarError, soundfile.SoundFileError, AudioError, OSError, EOFError, ValueError, MemoryError) as e:
+    except _DAMAGE as e:
         raise InputError(f"{shard} is no shard of a pack ({first_line(e)}): pack again") from e
+
+
+_DAMAGE = (
+    *(tarfile.TarError, soundfile.SoundFileError, AudioError),
+    *(OSError, EOFError, ValueError, MemoryError, RecursionError),
+)
+"""What reading a damaged shard may raise; RecursionError from headers nested thousands deep."""
 
 
 def _decode(flac: bytes, rate_hz: int) -> Float32:

@@ -101,6 +101,8 @@ def test_labels() -> None:
     assert label_indices({i: f"LABEL_{i}" for i in range(527)}, "t").tolist() == list(range(527))
     with pytest.raises(InputError, match="two outputs for one"):
         label_indices({0: "Speech", 1: "/m/09x0r"}, "t")
+    with pytest.raises(InputError, match="teacher t: its id2label must number the labels 0, 1, 2"):
+        label_indices({0: "Speech", 2: "Music"}, "t")
 
 
 def test_ced_folder_and_run_folder(tmp_path: Path) -> None:

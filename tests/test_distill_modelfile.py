@@ -111,6 +111,8 @@ def test_class_map_by_mid_masks_the_rest(tmp_path: Path) -> None:
         ("index,name\n0,Speech\n", "has no column mid"),
         ("index,mid\n0,/m/09x0r\n2,/m/05zppz\n", "must hold 0 to 1, each once"),
         ("index,mid\nx,/m/09x0r\n", "line 2: index 'x' is no number"),
+        ("index,mid\n\u00b2,/m/09x0r\n", "line 2: index '\u00b2' is no number"),
+        pytest.param(f"index,mid\n{'1' * 5_000},/m/09x0r\n", "line 2: index '1+' is no number", id="5000 digits"),
         ("index,mid\n0,/m/none\n", "names no AudioSet class"),
         ("index,mid\n0,/m/09x0r\n1,/m/09x0r\n", "an AudioSet class twice"),
         ("index,mid\n", "must hold 0 to 0"),
@@ -118,7 +120,7 @@ def test_class_map_by_mid_masks_the_rest(tmp_path: Path) -> None:
 )
 def test_bad_class_map(tmp_path: Path, text: str, message: str) -> None:
     path = save_onnx(tmp_path / "m.onnx", (1, WINDOW), 2)
-    (tmp_path / "m_class_map.csv").write_text(text)
+    (tmp_path / "m_class_map.csv").write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as e:
         load_teacher(path)
     assert "m_class_map.csv" in str(e.value)

@@ -352,6 +352,27 @@ def test_a_folder_that_was_begun_with_other_clips_is_refused(tmp_path: Path, mon
         pack(clips, tmp_path / "out", config())
 
 
+@pytest.mark.parametrize("name", ["shard-000000.csv", ".work/shard-000000.csv"])
+@pytest.mark.parametrize("damage", [b"\xff\xfe", b"a,b\n1,2\n", b"", b"x" * 140_000, "cut", "wrong"])
+def test_a_damaged_table_of_a_pack_that_goes_on_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: bytes | str
+) -> None:
+    clips = make_clips(tmp_path / "in", 8)
+    clips[0].path.write_bytes(b"no sound")
+    soundfile.write(clips[1].path, np.zeros(3_200), 16_000)  # silent: rejected when it is encoded
+    fail_after(monkeypatch, 9, OSError(errno.EIO, "Input/output error"))
+    with pytest.raises(OSError, match="Input/output"):
+        pack(clips, tmp_path / "out", config())
+    monkeypatch.undo()
+    table = tmp_path / "out" / name
+    whole = table.read_bytes()
+    cut, wrong = whole.rstrip(b"\n") + b"\nshort\n", whole.replace(b",3200,", b",many,") + b"1,2,3,4,5,6,7,8\n"
+    table.write_bytes(damage if isinstance(damage, bytes) else {"cut": cut, "wrong": wrong}[damage])
+    with pytest.raises(InputError, match=rf"{name} is damaged \(.*\): delete {tmp_path / 'out'}, and pack again") as e:
+        pack(clips, tmp_path / "out", config())
+    assert "\n" not in str(e.value)
+
+
 def test_shards_of_unknown_origin_are_not_overwritten(tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "in", 1)
     (tmp_path / "out").mkdir()

@@ -240,6 +240,15 @@ def test_a_wrong_index_is_named(tmp_path: Path, text: str, message: str) -> None
         Pack.open(tmp_path)
 
 
+def test_an_index_with_a_number_that_no_float_holds_is_named(packed: Pack) -> None:
+    path = Path(packed.location) / shards.INDEX_NAME
+    index = json.loads(path.read_text())
+    index["shards"][0]["seconds"] = 10**400
+    path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match="is no index of a pack"):
+        Pack.open(packed.location)
+
+
 def test_the_hash_of_a_pack_depends_on_every_shard_and_their_order(packed: Pack) -> None:
     index = json.loads((Path(packed.location) / shards.INDEX_NAME).read_text())
     index["shards"].reverse()

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ced_edge.audio import read as audio
 from ced_edge.errors import InputError
-from ced_edge.network.ced import CED
+from ced_edge.network.ced import CED, predict
 from ced_edge.network.checkpoint import save_model
 from ced_edge.spec import ModelSpec
 from distill.teachers.base import Teacher, window_starts
+from distill.teachers.ced import CedTeacher
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teacher, load_teachers
 from distill.teachers.mobilenet import (
@@ -191,6 +192,14 @@ def test_ced_uses_every_sample(ced: Teacher) -> None:
     torch.testing.assert_close(ced(wave[:, :320_000]), (ced(exact[0]) + ced(exact[1])) / 2, atol=1e-6, rtol=0)
 
 
+def test_ced_is_the_prediction_of_its_model(ced: Teacher) -> None:
+    assert isinstance(ced, CedTeacher)
+    for samples in (ced.min_samples - 1, 160_000, 161_000, 25 * 16_000):
+        wave = noise(2, samples, seed=samples)
+        with torch.inference_mode():
+            assert torch.equal(ced(wave), predict(ced.model, wave))
+
+
 def test_published_ced_checkpoints(shared: Path) -> None:
     golden = np.load(shared / "golden" / "ced_official_small.npz")
     wave = torch.from_numpy(golden["a_wave"].astype(np.float32) / 32_768)[None]
@@ -257,6 +266,11 @@ def test_refused_in_one_line(tmp_path: Path) -> None:
         "shape.pt": {**state, "features.3.block.1.0.weight": torch.zeros(8, 1, 5, 5)},
         "extra.pt": {**state, "features.99.weight": torch.zeros(1)},
         "missing.pt": {k: v for k, v in state.items() if k != "features.16.1.bias"},
+        "flat.pt": {**state, "classifier.5.weight": torch.zeros(527)},
+        # One number of the file, seen 50 billion times.
+        "repeated.pt": {**state, "classifier.5.weight": torch.zeros(1, 1).expand(527, 10**8)},
+        "wide.pt": {**state, "classifier.5.weight": torch.zeros(527, 40_000)},
+        "meta.pt": {**state, "classifier.5.bias": torch.zeros(527, device="meta")},
     }
     for name, value in cases.items():
         torch.save(value, tmp_path / name)
@@ -272,6 +286,10 @@ def test_refused_in_one_line(tmp_path: Path) -> None:
         "shape.pt": r"of width 0.1: features.3.block.1.0.weight has shape \(8, 1, 5, 5\), not \(8, 8, 1, 1\)",
         "extra.pt": "unexpected features.99.weight",
         "missing.pt": "lacks features.16.1.bias",
+        "flat.pt": r"classifier.5.weight has shape \(527,\), not \(classes, width\)",
+        "repeated.pt": "its tensors are larger than the file",
+        "wide.pt": r"of width 31.25: classifier.2.bias has shape \(128,\), not \(40000,\)",
+        "meta.pt": "classifier.5.bias is not a plain tensor of numbers",
         "cut.pt": "corrupted or no checkpoint",
         "text.pt": "corrupted or no checkpoint",
         "text.safetensors": "corrupted or no checkpoint",
@@ -284,6 +302,21 @@ def test_refused_in_one_line(tmp_path: Path) -> None:
             load_teacher(tmp_path / name)
         assert "\n" not in str(e.value)
         assert name in str(e.value)
+
+
+def test_no_memory_is_taken_for_a_width_that_other_weights_do_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {**MobileNet(0.1).state_dict(), "classifier.5.weight": torch.zeros(527, 40_000)}
+    places = []
+
+    class Watched(MobileNet):
+        def __init__(self, width: float) -> None:
+            super().__init__(width)
+            places.extend(p.device.type for p in self.parameters())
+
+    monkeypatch.setattr("distill.teachers.mobilenet.MobileNet", Watched)
+    with pytest.raises(InputError, match=r"of width 31\.25"):
+        load_mobilenet(state, "wide.pt")
+    assert set(places) == {"meta"}
 
 
 def test_pinned_hash_options_and_device(tmp_path: Path) -> None:

@@ -223,6 +223,9 @@ def test_a_broken_log_is_refused_and_a_torn_last_line_is_not(stream: TrainingDat
     log.write_text(text.replace("2,", "two,", 1))
     with pytest.raises(InputError, match=r"log.csv is broken"):
         read_log(saved)
+    log.write_text(text + "5," + "1" * 140_000)
+    with pytest.raises(InputError, match=r"log.csv is broken .*delete it"):
+        read_log(saved)
 
 
 def test_a_store_of_another_pack_or_of_other_views_is_refused(stream: TrainingData, tmp_path: Path) -> None:

@@ -232,7 +232,10 @@ def test_bad_recipes_are_refused(changes: dict[str, object]) -> None:
         ViewRecipe(**changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("fields", [{"gane_db": [0, 1]}, {"gain_db": 3}, {"windows": 5}, {"windows": [["a", "b"]]}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"gane_db": [0, 1]}, {"gain_db": 3}, {"windows": 5}, {"windows": [["a", "b"]]}, {"mix": [10**400]}],
+)
 def test_from_dict_refuses_what_it_does_not_know(fields: dict[str, object]) -> None:
     with pytest.raises(InputError):
         ViewRecipe.from_dict(fields)

@@ -89,6 +89,12 @@ def test_shards_that_lie_about_sizes_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "p", "")
 
 
+def test_headers_nested_thousands_deep_are_refused(tmp_path: Path) -> None:
+    """A GNU header of a long name is read together with the header after it."""
+    names = [member("././@LongLink", b"", kind=tarfile.GNUTYPE_LONGNAME)] * 3_000
+    refused(shard(tmp_path / "p", *names, member("a.flac", b"")), "")
+
+
 def test_a_sparse_member_is_not_expanded(tmp_path: Path) -> None:
     """One of 10 GB of zeros in 1 kB, as GNU tar writes it."""
     info = tarfile.TarInfo("a.flac")

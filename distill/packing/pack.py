@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ced_edge.audio.clips import Clip
-from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.errors import CedEdgeError, InputError, first_line
 from ced_edge.files import atomic_path, folder_lock, read_json, sha256_file, sha256_json, write_json
 from distill.packing.pieces import Encoded, PackConfig, Piece, cut, encode, probe
 from distill.packing.shards import FORMAT, INDEX_NAME, MAX_JSON_BYTES, MAX_SHARD_SAMPLES, MAX_SHARDS, Pack
@@ -149,14 +149,14 @@ def _write_shards(
     for name, unit in todo.items():
         _write_shard(out, name, _counted(zip(unit, encoded, strict=False), report), config.rate_hz)
     for name in units:
-        rejects += [(r["id"], r["path"], r["reason"]) for r in _read_table(_rejects_path(out, name))]
+        rejects += [(r["id"], r["path"], r["reason"]) for r in _read_table(_rejects_path(out, name), _REJECT_FIELDS)]
     return [name for name in units if (out / f"{name}.csv").exists()]
 
 
 def _is_written(out: Path, name: str, unit: Sequence[Piece]) -> bool:
     """Whether a shard is finished. Raises InputError when it holds other pieces."""
-    tables = [path for path in (out / f"{name}.csv", _rejects_path(out, name)) if path.exists()]
-    written = sorted(row["id"] for path in tables for row in _read_table(path))
+    tables = ((out / f"{name}.csv", _SHARD_FIELDS), (_rejects_path(out, name), _REJECT_FIELDS))
+    written = sorted(row["id"] for path, header in tables for row in _read_table(path, header))
     if written == sorted(p.id for p in unit):
         return True
     if (out / f"{name}.csv").exists():
@@ -211,7 +211,7 @@ def _write_index(out: Path, identity: dict[str, Any], names: Sequence[str], reje
     rate_hz = identity["config"]["rate_hz"]
     shards = []
     for name in names:
-        samples = [int(row["samples"]) for row in _read_table(out / f"{name}.csv")]
+        samples = [int(row["samples"]) for row in _read_table(out / f"{name}.csv", _SHARD_FIELDS)]
         hashes = {"sha256": sha256_file(out / f"{name}.tar"), "csv_sha256": sha256_file(out / f"{name}.csv")}
         shards.append({"name": f"{name}.tar", "clips": len(samples), "seconds": sum(samples) / rate_hz, **hashes})
     totals = {"clips": sum(s["clips"] for s in shards), "seconds": sum(s["seconds"] for s in shards)}
@@ -220,7 +220,7 @@ def _write_index(out: Path, identity: dict[str, Any], names: Sequence[str], reje
 
 def _report_rejects(out: Path, strict: bool) -> None:
     """Warn of how many were rejected, and why. Raises CedEdgeError with `strict`."""
-    reasons = collections.Counter(row["reason"] for row in _read_table(out / REJECTED_NAME))
+    reasons = collections.Counter(row["reason"] for row in _read_table(out / REJECTED_NAME, _REJECT_FIELDS))
     if reasons:
         counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         text = f"rejected {reasons.total()} clips ({counts}): see {out / REJECTED_NAME}"
@@ -244,8 +244,20 @@ def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]
         writer.writerows(rows)
 
 
-def _read_table(path: Path) -> list[dict[str, str]]:
+def _read_table(path: Path, header: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a table with this header; none if there is no file. Raises InputError when it is damaged."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as f:
-        return list(csv.DictReader(f))
+    try:
+        with path.open(newline="", encoding="utf-8") as f:
+            reader = csv.DictReader(f)
+            rows = list(reader)
+        if list(reader.fieldnames or ()) != list(header):
+            raise ValueError(f"its columns are not {', '.join(header)}")
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a row has too few or too many values")
+        _ = [int(row["samples"]) for row in rows if "samples" in row]
+    except (ValueError, csv.Error) as e:  # ValueError: no UTF-8 as well
+        folder = path.parent.parent if path.parent.name == _WORK_NAME else path.parent
+        raise InputError(f"{path} is damaged ({first_line(e)}): delete {folder}, and pack again") from e
+    return rows

@@ -101,7 +101,8 @@ class Pack:
             shards = [_shard(fields, rate_hz) for fields in index["shards"]]
             if len({shard.name for shard in shards}) < len(shards):
                 raise ValueError("two shards have one name")
-        except (ValueError, KeyError, TypeError, RecursionError) as e:  # RecursionError: brackets, thousands deep
+        # RecursionError: brackets, thousands deep. OverflowError: a whole number that no float can hold.
+        except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as e:
             raise InputError(f"{join(where, INDEX_NAME)} is no index of a pack ({e}): {_MEND}") from e
         clips, seconds = sum(s.clips for s in shards), sum(s.seconds for s in shards)
         return cls(where, rate_hz, shards, clips, seconds, rejected, sha256_json([s.sha256 for s in shards]))

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ced_edge.arrays import Bools
 from ced_edge.errors import InputError
-from ced_edge.network.ced import CED
+from ced_edge.network.ced import CED, predict
 from ced_edge.network.checkpoint import load_model
 from ced_edge.spec import N_CLASSES
-from distill.teachers.base import pad_short
 
 
 class CedTeacher:
@@ -30,14 +29,7 @@ class CedTeacher:
 
     @torch.inference_mode()
     def __call__(self, wave: Tensor) -> Tensor:
-        wave = pad_short(wave, self.min_samples)
-        chunks = torch.split(wave, self.model.spec.max_samples, dim=1)
-        total = torch.zeros(wave.shape[0], N_CLASSES, device=wave.device)
-        for chunk in chunks:
-            # By its samples before padding, so that a short last chunk does not count as much as a full one.
-            weight = chunk.shape[1] / wave.shape[1]
-            total += weight * torch.sigmoid(self.model(pad_short(chunk, self.min_samples)))
-        return total
+        return predict(self.model, wave)
 
 
 def load_ced(source: str | Path, name: str, sha256: str, device: torch.device) -> CedTeacher:

@@ -81,9 +81,11 @@ class HuggingFaceTeacher:
 def label_indices(id2label: Mapping[int, str], name: str) -> NDArray[np.int64]:
     """AudioSet index of each output, found by its label's name or mid; -1 for a label that AudioSet does not have.
 
-    A model with 527 classes without names (LABEL_0 ...) is taken to have AudioSet's order. Raises InputError when no
-    label is AudioSet's, or two are the same.
+    A model with 527 classes without names (LABEL_0 ...) is taken to have AudioSet's order. Raises InputError when a
+    number is missing, no label is AudioSet's, or two are the same.
     """
+    if sorted(id2label) != list(range(len(id2label))):
+        raise InputError(f"teacher {name}: its id2label must number the labels 0, 1, 2 ...")
     texts = [id2label[i] for i in range(len(id2label))]
     if len(texts) == N_CLASSES and all(text == f"LABEL_{i}" for i, text in enumerate(texts)):
         return np.arange(N_CLASSES)

@@ -84,7 +84,14 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path} is no checkpoint: it holds no tensors by name")
-    return {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    for key, v in tensors.items():
+        if v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized or v.is_complex():
+            raise InputError(f"{path} is no checkpoint: {key} is not a plain tensor of numbers")
+    # A stride of 0 repeats one number to any size.
+    if sum(v.numel() * v.element_size() for v in tensors.values()) > path.stat().st_size:
+        raise InputError(f"{path} is corrupted or no checkpoint: its tensors are larger than the file")
+    return tensors
 
 
 def find_local(source: str) -> Path | None:

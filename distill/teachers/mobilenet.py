@@ -231,11 +231,17 @@ def is_mobilenet(state: Mapping[str, Tensor]) -> bool:
 
 def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
     """A MobileNet with the width of the weights. Raises InputError naming `source` and the key that does not fit."""
-    hidden, classes = state["classifier.5.weight"].shape[1], state["classifier.5.weight"].shape[0]
+    last = state["classifier.5.weight"]
+    if last.ndim != 2:
+        raise InputError(
+            f"{source} is no EfficientAT MobileNet: classifier.5.weight has shape {tuple(last.shape)}, "
+            "not (classes, width)"
+        )
+    classes, hidden = last.shape
     if classes != N_CLASSES:
         raise InputError(f"{source} has {classes} classes, not AudioSet's {N_CLASSES}: use an AudioSet checkpoint")
-    model = MobileNet(hidden / HEAD_WIDTH)
-    wanted = model.state_dict()
+    with torch.device("meta"):  # shapes without memory: a hostile file must not allocate more than it holds
+        wanted = MobileNet(hidden / HEAD_WIDTH).state_dict()
     for key in sorted(wanted.keys() | state.keys()):
         if key not in state or key not in wanted:
             what = "lacks" if key not in state else "has an unexpected"
@@ -245,6 +251,7 @@ def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
                 f"{source} is no EfficientAT MobileNet of width {hidden / HEAD_WIDTH:g}: {key} has shape "
                 f"{tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
             )
+    model = MobileNet(hidden / HEAD_WIDTH)
     model.load_state_dict(dict(state))
     return model
 

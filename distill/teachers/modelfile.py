@@ -208,6 +208,6 @@ def _rows(path: Path) -> Iterator[tuple[int, str]]:
             raise InputError(f"class map {path} has no column {', '.join(sorted(missing))}")
         for row in reader:
             index = (row["index"] or "").strip()
-            if not index.isdigit():
+            if not index.isdecimal() or len(index) > 9:  # isdigit is true of "²" too, which int refuses
                 raise InputError(f"class map {path}, line {reader.line_num}: index {index!r} is no number")
             yield int(index), (row["mid"] or "").strip()

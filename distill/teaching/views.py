@@ -103,7 +103,7 @@ class ViewRecipe:
             raise InputError(f"view recipe: unknown key {', '.join(sorted(unknown))}")
         try:
             return cls(**{k: _tupled(v) for k, v in fields.items()})
-        except (TypeError, ValueError) as e:
+        except (TypeError, ValueError, OverflowError) as e:  # OverflowError: a whole number that no float can hold
             raise InputError(f"view recipe: a field has the wrong type ({e})") from e
 
 

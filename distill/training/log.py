@@ -112,6 +112,6 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
             rows = [row for row in csv.DictReader(f) if row["clips_per_s"]]
         for row in rows:
             _ = [float(value) for value in row.values()]
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, csv.Error) as e:  # csv.Error: a value of more than 131,072 characters
         raise InputError(f"{path} is broken ({e}): delete it") from e
     return rows
