@@ -15,11 +15,13 @@ A package that is done is kept: run the script again after an interruption, and 
 from __future__ import annotations
 
 import collections
+import contextlib
 import csv
 import fnmatch
 import hashlib
 import io
 import logging
+import lzma
 import os
 import random
 import re
@@ -33,6 +35,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import click
@@ -56,7 +59,9 @@ QUIETEST = 10.0 ** (-50 / 20)
 RATE_HZ = 32_000
 """The highest rate that any of our teachers takes."""
 MAX_BYTES = 256 << 20
-"""A larger file is skipped, so that a broken or hostile archive cannot fill the memory."""
+"""A larger file is skipped."""
+MAX_PACKAGE_BYTES = 4 << 30
+"""A package whose files hold more is refused. All files of a package are in memory at the same time."""
 
 log = logging.getLogger("pool")
 
@@ -88,20 +93,44 @@ def read_list(path: Path) -> dict[str, dict[str, int]]:
     return packages
 
 
-def audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
-    """Path -> content of every audio file in a .deb, also inside its archives; and the text of its copyright file.
-
-    Raises CedEdgeError on a damaged file.
-    """
+@contextlib.contextmanager
+def _damage_named(deb: Path) -> Iterator[None]:
+    """Turn what a damaged .deb raises into a CedEdgeError that names the file."""
     try:
-        return _audio_files(deb)
+        yield
     except (tarfile.TarError, subprocess.CalledProcessError) as e:
         raise CedEdgeError(f"{deb} is damaged (dpkg-deb cannot read it): delete it and run again") from e
 
 
+def version_of(deb: Path) -> str:
+    """The version in a .deb. Raises CedEdgeError on a damaged file."""
+    with _damage_named(deb):
+        command = ["dpkg-deb", "-f", deb, "Version"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
+    """Path -> content of every audio file in a .deb, also inside its archives; and the text of its copyright file.
+
+    Raises CedEdgeError on a damaged file, and above MAX_PACKAGE_BYTES.
+    """
+    with _damage_named(deb):
+        return _audio_files(deb)
+
+
 def _audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
     files: dict[str, bytes] = {}
-    copyright_text = ""
+    copyright_text, total = "", 0
+
+    def count(content: bytes) -> bytes:
+        nonlocal total
+        total += len(content)
+        if total > MAX_PACKAGE_BYTES:
+            raise CedEdgeError(
+                f"{deb} holds more than {MAX_PACKAGE_BYTES:,} bytes: take it out of the list of packages"
+            )
+        return content
+
     with (
         subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacked,
         tarfile.open(fileobj=unpacked.stdout, mode="r|") as tar,
@@ -117,11 +146,11 @@ def _audio_files(deb: Path) -> tuple[dict[str, bytes], str]:
             assert file is not None
             content = file.read()
             if is_copyright:
-                copyright_text += content.decode(errors="replace")
+                copyright_text += count(content).decode(errors="replace")
             elif suffix in ARCHIVES:
-                files |= {f"{name}/{inner}": data for inner, data in _archived(content)}
+                files |= {f"{name}/{inner}": count(data) for inner, data in _archived(content)}
             else:
-                files[name] = content
+                files[name] = count(content)
     if unpacked.returncode:
         raise subprocess.CalledProcessError(unpacked.returncode, "dpkg-deb")
     return files, copyright_text
@@ -132,8 +161,11 @@ def _archived(content: bytes) -> Iterator[tuple[str, bytes]]:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for info in archive.infolist():
                 if PurePosixPath(info.filename).suffix.lower() in AUDIO_SUFFIXES and info.file_size <= MAX_BYTES:
-                    yield info.filename, archive.read(info)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError):
+                    with archive.open(info) as member:
+                        # In small blocks: one large read unpacks all there is, also beyond the size in the header.
+                        yield info.filename, b"".join(iter(partial(member.read, 4096), b""))
+    # ValueError: a name that is no UTF-8, a place before the file. EOFError: it ends early. OSError: damaged bzip2.
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, ValueError, EOFError, OSError, RuntimeError):
         return  # some games use the suffix for other things
 
 
@@ -200,9 +232,7 @@ def cut(wave: Float32, rate_hz: int) -> Iterator[tuple[float, Float32]]:
 
 def build(package: str, caps: dict[str, int], deb: Path, out: Path) -> None:
     """Write the clips of one package and OUT/done/PACKAGE.json with their rows."""
-    version = subprocess.run(
-        ["dpkg-deb", "-f", deb, "Version"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    version = version_of(deb)
     files, copyright_text = audio_files(deb)
     count = len(files)
     licences, rows, unreadable = Licences(copyright_text), [], 0

@@ -10,7 +10,8 @@ Recordings that anyone may use are rare for many AudioSet classes. This script m
 It writes OUT/clips/KIND/*.flac (mono, 32 kHz, 10 s at most) and the manifest OUT/pool.csv. Nothing is labelled: the
 teachers decide what each clip sounds like. A clip is a function of its name alone, so a second run gives the same.
 
-    apt-get install fluidsynth fluid-soundfont-gm espeak-ng festival festvox-kallpc16k festvox-us-slt-hts
+    apt-get install fluidsynth fluid-soundfont-gm espeak-ng festival festvox-kallpc16k festvox-kdlpc16k
+    apt-get install festvox-us-slt-hts festvox-italp16k festvox-itapc16k festvox-czech-dita festvox-czech-krb
     pip install ced-edge mido
 """
 
@@ -32,6 +33,7 @@ from pool.tools import CLIP_S, RATE_HZ, rng_of
 
 from ced_edge.arrays import Float32
 from ced_edge.errors import CedEdgeError
+from ced_edge.files import atomic_path
 
 
 def names(takes: int) -> dict[str, list[str]]:
@@ -80,15 +82,14 @@ def main(out: Path, takes: int, jobs: int) -> None:
     def write(kind: str, name: str) -> tuple[str, str, float]:
         path = out / "clips" / kind / f"{name.replace(' ', '_')}.flac"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(path.with_suffix(".part"), make(name), RATE_HZ, format="FLAC", subtype="PCM_16")
-            path.with_suffix(".part").rename(path)
+            with atomic_path(path) as temporary:
+                soundfile.write(temporary, make(name), RATE_HZ, format="FLAC", subtype="PCM_16")
         return path.relative_to(out).as_posix(), kind, soundfile.info(path).duration
 
     with ThreadPoolExecutor(jobs) as pool:
         wanted = [(kind, name) for kind, all_of_it in names(takes).items() for name in all_of_it]
         rows = list(pool.map(write, *zip(*wanted, strict=True)))
-    with (out / "pool.csv").open("w", newline="") as f:
+    with atomic_path(out / "pool.csv") as path, path.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(["filename", "kind", "seconds", "licence"])
         writer.writerows((*row, "made by runs/pool_synth.py") for row in rows)

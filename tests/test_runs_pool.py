@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import lzma
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,78 @@ def test_a_damaged_archive_in_a_package_is_left_out(tmp_path: Path, scripts: Any
     assert list(found) == ["usr/share/b.wav"]
 
 
+def test_a_file_that_is_no_package_is_named(tmp_path: Path, scripts: Any) -> None:
+    """`build` asks for the version before it reads the files."""
+    if shutil.which("dpkg-deb") is None:
+        pytest.skip("no dpkg-deb here")
+    (tmp_path / "sounds.deb").write_bytes(b"no package" * 100)
+    with pytest.raises(CedEdgeError, match=r"sounds\.deb is damaged .*delete it and run again"):
+        scripts[0].build("sounds", {}, tmp_path / "sounds.deb", tmp_path)
+
+
+def damaged_member(method: int) -> bytes:
+    """A zip file whose only member cannot be unpacked by its method."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        archive.writestr("a.wav", wav(1.0, 0))
+    content = bytearray(packed.getvalue())
+    content[60:120] = bytes(60)
+    return bytes(content)
+
+
+def too_short_member() -> bytes:
+    """A zip file that claims more bytes of its only member than the file has."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("a.wav", wav(1.0, 0))
+    content = packed.getvalue()
+    size = len(wav(1.0, 0)).to_bytes(4, "little")
+    return content.replace(size + size, 2 * (100 * len(content)).to_bytes(4, "little"))
+
+
+def badly_named_member() -> bytes:
+    """A zip file whose only member has a name that is no UTF-8."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("ä.wav", wav(1.0, 0))
+    return packed.getvalue().replace("ä".encode(), b"\xc3.")
+
+
+@pytest.mark.parametrize(
+    ("error", "content"),
+    [
+        (lzma.LZMAError, damaged_member(zipfile.ZIP_LZMA)),
+        (OSError, damaged_member(zipfile.ZIP_BZIP2)),
+        ((EOFError, zipfile.BadZipFile), too_short_member()),  # newer versions of Python find it before they read
+        (UnicodeDecodeError, badly_named_member()),
+    ],
+)
+def test_an_archive_may_be_damaged_in_every_way(scripts: Any, error: Any, content: bytes) -> None:
+    with pytest.raises(error), zipfile.ZipFile(io.BytesIO(content)) as archive:
+        archive.read(archive.infolist()[0])
+    assert list(scripts[0]._archived(content)) == []
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["files", "archive"])
+def test_a_package_with_too_many_bytes_is_refused(
+    tmp_path: Path, scripts: Any, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    """No single file is too large, but all together are."""
+    pool_debian, _ = scripts
+    sounds = {f"{i}.wav": wav(1.0, i) for i in range(3)}
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as z:
+        for name, content in sounds.items():
+            z.writestr(name, content)
+    files = {"usr/share/a.zip": archive.getvalue()} if packed else {f"usr/share/{n}": c for n, c in sounds.items()}
+    deb = make_deb(tmp_path, "sounds", files)
+    monkeypatch.setattr(pool_debian, "MAX_PACKAGE_BYTES", 100_000)
+    assert len(pool_debian.audio_files(deb)[0]) == 3
+    monkeypatch.setattr(pool_debian, "MAX_PACKAGE_BYTES", 80_000)
+    with pytest.raises(CedEdgeError, match=r"^\S*sounds\S*\.deb holds more than 80,000 bytes: take it out of the list"):
+        pool_debian.audio_files(deb)
+
+
 def test_licences_are_found_by_the_end_of_a_path(scripts: Any) -> None:
     licences = scripts[0].Licences(COPYRIGHT)
     assert licences.of("usr/share/games/x/birds/crow.wav") == "CC-BY-4.0"
@@ -154,6 +227,15 @@ def test_a_made_sound_is_a_function_of_its_name(scripts: Any, name: str) -> None
     assert 0.09 < np.abs(wave).max() < 0.9
     np.testing.assert_array_equal(pool_synth.make(name), wave)
     assert not np.array_equal(pool_synth.make(name[:-1] + "7"), wave)
+
+
+def test_a_voice_that_is_not_installed_is_named(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """text2wave reports no failure then, and writes no file."""
+    from pool import speech
+
+    monkeypatch.setattr(speech, "run", lambda command, text: b"")
+    with pytest.raises(CedEdgeError, match=r"^text2wave -eval \(voice_czech_dita\) -o made no sound: is the voice"):
+        speech.recited("recite-czech_dita-0")
 
 
 def test_names_are_unique_and_say_which_sound_they_are(scripts: Any) -> None:
@@ -192,6 +274,11 @@ def test_clips_are_listed_in_a_manifest(tmp_path: Path, scripts: Any, monkeypatc
         rows = list(csv.DictReader(f))
     assert [row["filename"] for row in rows] == ["clips/device/device-white-0.flac", "clips/device/device-pink-0.flac"]
     assert len(read_manifest(tmp_path / "pool.csv")) == 2
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {
+        "pool.csv",
+        "device-white-0.flac",
+        "device-pink-0.flac",
+    }
     monkeypatch.setattr(pool_synth.shutil, "which", lambda tool: None)
     with pytest.raises(Exception, match="fluidsynth, espeak-ng, text2wave not found: apt-get install"):
         pool_synth.main([str(tmp_path)], standalone_mode=False)

@@ -13,6 +13,7 @@ from pool.tools import CLIP_S, RATE_HZ, rng_of, run
 
 from ced_edge.arrays import Float32
 from ced_edge.audio.read import decode, resample
+from ced_edge.errors import CedEdgeError
 
 TEXTS = (
     "Good morning. The train to the city leaves at nine from platform two.",
@@ -102,5 +103,7 @@ def _speech(command: list[str], text: str) -> Float32:
     with tempfile.TemporaryDirectory() as folder:
         wav = Path(folder) / "speech.wav"
         run([*command, str(wav)], text)
+        if not wav.exists():  # text2wave ends with 0 also when it does not know the voice
+            raise CedEdgeError(f"{' '.join(command)} made no sound: is the voice installed?")
         samples, rate_hz = decode(wav)
     return resample(samples.mean(axis=1, dtype=np.float32), rate_hz, RATE_HZ)
