@@ -40,6 +40,7 @@ def make_data(folder: Path) -> None:
     import numpy as np
 
     from ced_edge.audio.clips import read_manifest
+    from ced_edge.spec import N_CLASSES
     from distill.demo.synth import write_dataset
     from distill.packing.pack import PackConfig, pack
     from distill.teaching.store import Store, TopK
@@ -51,7 +52,7 @@ def make_data(folder: Path) -> None:
     store.create()
     rng = np.random.default_rng(0)
     for epoch, shard in itertools.product(store.epochs, packed.shards):
-        store.write(epoch, shard.name, TopK.top_k(rng.random((shard.clips, 527), np.float32) ** 8, store.k))
+        store.write(epoch, shard.name, TopK.top_k(rng.random((shard.clips, N_CLASSES), np.float32) ** 8, store.k))
 
 
 def child(folder: Path, niceness: int) -> None:

@@ -36,6 +36,7 @@ from typing import Any
 import click
 import torch
 from distill_speed import machine
+from start import run
 
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import read_json, write_json
@@ -278,8 +279,4 @@ def main(only: tuple[str, ...], jobs: int, as_json: bool, child: str | None, **s
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except CedEdgeError as e:
-        click.echo(f"cold_start: {e}", err=True)
-        sys.exit(e.exit_code)
+    run(main)

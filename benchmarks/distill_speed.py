@@ -29,6 +29,7 @@ import click
 import numpy as np
 import torch
 from memory import peak_of
+from start import run
 from torch import Tensor
 
 from ced_edge.audio.clips import read_manifest
@@ -379,4 +380,4 @@ for _field in dataclasses.fields(Settings):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

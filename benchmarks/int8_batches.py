@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+from start import run
 
 from ced_edge.audio.clips import load_clip, read_manifest
 from ced_edge.runtime.backends import load_backend
@@ -39,4 +40,4 @@ def main(folder: Path, data: Path, split: str | None, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

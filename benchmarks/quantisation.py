@@ -4,8 +4,8 @@
         --calibration pool.csv
 
 The models take the log-mel of 10 s, so the table is about the network alone. One thread; all files take turns. Clips
-are joined to 10 s and get the labels of all their parts. No clip is repeated: with a repeated clip, a model that skips
-tokens loses nothing, and would look better than it is.
+are joined to 10 s and get the labels of all their parts. Only the last piece of each data set is repeated: with a
+repeated clip, a model that skips tokens loses nothing, and would look better than it is.
 
 `plain` is the unchanged network as torch.onnx.export and litert_torch.convert write it. `folded` is the network as
 `export.graph` writes it. `centred` is the same with `CentredBlock`, which exported .tflite files use.
@@ -30,6 +30,7 @@ import onnx
 import torch
 import torch.nn.functional as F
 from race import race
+from start import run
 from torch import Tensor, nn
 
 from ced_edge.audio.clips import Clip, read_manifest
@@ -388,4 +389,4 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,7 +14,6 @@ have an infinite loss.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,8 +21,9 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from start import run
 
+from ced_edge.arrays import Bools, Float32
 from distill.packing.shards import Pack, ShardReader
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
@@ -32,8 +32,6 @@ from distill.teaching.store import Store, TopK, dequantise, quantise
 from distill.teaching.views import ViewRecipe, draw, render
 from distill.training.losses import top_k_kl
 
-Float32 = NDArray[np.float32]
-Bool = NDArray[np.bool_]
 FLOOR = 1e-6
 RULES = ("tail", "smallest", "zero")
 
@@ -73,7 +71,7 @@ def bernoulli_kl(p: Float32, q: Float32) -> float:
     return float((on + off).mean())
 
 
-def softmax_kl(p: Float32, q: Float32, kept: Bool) -> float:
+def softmax_kl(p: Float32, q: Float32, kept: Bools) -> float:
     """The softmax term of training for predictions q."""
     # Training limits the teachers' probabilities to 0.999 as well (see `top_k_kl`).
     predicted = torch.logit(torch.from_numpy(q).double().clamp(FLOOR, 1.0 - 1e-3))
@@ -153,4 +151,4 @@ def show(facts: dict[str, object], rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -23,6 +23,7 @@ import click
 import numpy as np
 import soundfile
 from race import ratios, show
+from start import run
 
 from ced_edge.audio.read import load
 from ced_edge.runtime.bundle import Bundle, read_bundle
@@ -100,4 +101,4 @@ def main(folder: Path, yamnet: Path | None, turns: int, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 import torch
 from race import race, ratios, show
+from start import run
 from torch import Tensor, nn
 
 from ced_edge.files import sha256_file
@@ -119,4 +120,4 @@ def main(checkpoint: Path, bundle: Path, turns: int, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
