@@ -35,7 +35,9 @@ class Bundle(
 object BundleReader {
     private const val AGAIN = "Copy the whole bundle again."
     private const val MAX_ZIP = 400L shl 20
+    private const val MAX_TEXT = 1L shl 20 // bundle.json and labels.txt are read whole
     private const val MAX_FILES = 64
+    private const val MAX_WINDOW_S = 10
     private val KINDS = listOf("int8", "int8-static", "fp32")
 
     /** Raises InputError. Model files that the app does not run may be missing: an APK carries one of them only. */
@@ -86,26 +88,34 @@ object BundleReader {
         if (fields["input"] != "waveform" || fields["output"] != "prob") {
             throw InputError("This bundle takes ${fields["input"]}; the app needs waveform: export it with --input waveform.")
         }
-        val file = (fields["files"] as List<*>).map { it as Map<*, *> }
+        val listed = (fields["files"] as List<*>).map { it as Map<*, *> }
+        for (one in listed) {
+            val name = one["name"] as String
+            // A name must not lead out of the bundle's folder.
+            require('/' !in name && '\\' !in name && name != "." && name != "..") { "a file is named ${name.take(40)}" }
+        }
+        val file = listed
             .filter { (it["name"] as String).endsWith(".onnx") && it["kind"] in KINDS }
             .minByOrNull { KINDS.indexOf(it["kind"]) }
             ?: throw InputError("This bundle has no .onnx file, which the app runs: export it with --format onnx.")
         val name = file["name"] as String
-        require('/' !in name && '\\' !in name) { "a file is named $name" }
         val window = (fields["window_s"] as JsonNumber).text.toDouble()
-        val n = window * rate
-        require(n >= 400 && n <= 60.0 * rate) { "a window of $window s" }
+        val least = minSamples(frontend, spec)
+        val most = minOf(MAX_WINDOW_S.toLong() * rate, (int(spec, "max_frames") - 1L) * int(frontend, "hop"))
+        require(Math.round(window * rate) in least..most) { "a window of $window s" }
         return Bundle(
             name, file["kind"] as String, file["quantisation"] as String, int(file, "bytes").toLong(), file["sha256"] as String,
-            fields["sha256"] as String, window, rate, minSamples(frontend, spec), labels,
+            fields["sha256"] as String, window, rate, least.toInt(), labels,
         )
     }
 
     /** The shortest wave that gives a patch of frames, which is also more than reflection at the edges needs. */
-    private fun minSamples(frontend: Map<*, *>, spec: Map<*, *>): Int =
-        maxOf((int(spec, "patch") - 1) * int(frontend, "hop"), int(frontend, "n_fft") / 2 + 1)
+    private fun minSamples(frontend: Map<*, *>, spec: Map<*, *>): Long =
+        maxOf((int(spec, "patch") - 1L) * int(frontend, "hop"), int(frontend, "n_fft") / 2 + 1L)
 
-    private fun int(map: Map<*, *>, key: String) = (map[key] as? JsonNumber)?.text?.toIntOrNull() ?: throw IllegalArgumentException("no $key")
+    /** A number above 0: all of these count something, and a negative one would make a window of 0 samples pass. */
+    private fun int(map: Map<*, *>, key: String) =
+        (map[key] as? JsonNumber)?.text?.toIntOrNull()?.takeIf { it > 0 } ?: throw IllegalArgumentException("no $key")
 
     /**
      * Unpack a zip of a bundle's folder into [target], which must be empty. Folders inside the zip are flattened.
@@ -116,17 +126,24 @@ object BundleReader {
         var count = 0
         ZipInputStream(stream).use { zip ->
             while (true) {
-                val entry = zip.nextEntry ?: break
+                val entry = try {
+                    zip.nextEntry
+                } catch (e: IllegalArgumentException) { // a name that is not UTF-8
+                    throw InputError("The zip has file names that cannot be read: zip the folder again.")
+                } ?: break
                 // The last part alone: a name with .. must not leave the folder.
                 val name = entry.name.replace('\\', '/').substringAfterLast('/')
                 if (entry.isDirectory || !wanted(name)) continue
                 if (++count > MAX_FILES) throw InputError("The zip holds more than $MAX_FILES files: choose a zip of one bundle.")
                 File(target, name).outputStream().use { out ->
                     val buffer = ByteArray(1 shl 16)
+                    val before = total
+                    val isText = name.endsWith(".json") || name.endsWith(".txt")
                     while (true) {
                         val n = zip.read(buffer)
                         if (n < 0) break
                         total += n
+                        if (isText && total - before > MAX_TEXT) throw InputError("$name is too large for a bundle: choose a zip of one bundle.")
                         if (total > MAX_ZIP) throw InputError("The zip is too large for a bundle: choose a zip of one bundle.")
                         out.write(buffer, 0, n)
                     }

@@ -38,7 +38,7 @@ class Listener(
     /** Window, hop, threshold and smoothing change at once; the loaded model stays. Raises InputError. */
     fun change(settings: Settings) {
         synchronized(lock) {
-            val window = Math.round(minOf(settings.windowS, bundle.windowS) * bundle.rateHz).toInt()
+            val window = Math.round(settings.windowS * bundle.rateHz).toInt().coerceIn(bundle.minSamples, bundle.windowSamples)
             val hop = minOf(window, Math.round(settings.hopS * bundle.rateHz).toInt())
             if (window != stream.window || hop != stream.hop) stream.configure(window, hop)
             val rule = EventRule(settings.threshold, settings.threshold / 2, 0.0, settings.smooth)
