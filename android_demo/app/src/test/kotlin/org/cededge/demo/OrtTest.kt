@@ -4,7 +4,9 @@ import java.io.File
 import java.lang.management.ManagementFactory
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
+import java.util.Base64
 import kotlin.math.abs
+import org.cededge.demo.core.Bundle
 import org.cededge.demo.core.BundleFiles
 import org.cededge.demo.core.BundleReader
 import org.cededge.demo.core.InputError
@@ -16,6 +18,14 @@ import org.junit.Assert.assertEquals
 import org.junit.Assert.assertThrows
 import org.junit.Assert.assertTrue
 import org.junit.Test
+
+/** Models of one Identity for each output, made with onnx.helper. */
+val TWO_INPUTS: ByteArray = Base64.getDecoder().decode(
+    "CAgSADpIChAKAWESAXAiCElkZW50aXR5EgFnWg8KAWESCgoICAESBAoCCAFaDwoBYhIKCggIARIECgIIAWIPCgFwEgoKCAgBEgQKAggBQgQKABAN",
+)
+val TWO_OUTPUTS: ByteArray = Base64.getDecoder().decode(
+    "CAgSADpaChAKAWESAXAiCElkZW50aXR5ChAKAWESAXEiCElkZW50aXR5EgFnWg8KAWESCgoICAESBAoCCAFiDwoBcBIKCggIARIECgIIAWIPCgFxEgoKCAgBEgQKAggBQgQKABAN",
+)
 
 /** The app's engine on this machine's ONNX Runtime, against what Python predicted with the same file. */
 class OrtTest {
@@ -71,5 +81,27 @@ class OrtTest {
     @Test fun aBrokenModelIsRefused() {
         val e = assertThrows(InputError::class.java) { OrtEngine("no model".toByteArray(), bundle) }
         assertTrue(e.message, "export the bundle again" in e.message!!)
+    }
+
+    @Test fun aRefusedModelLeavesNoMemoryBehind() {
+        val model = File(folder, bundle.modelFile).readBytes()
+        val other = bundle.run { Bundle(modelFile, kind, quantisation, modelBytes, modelSha256, sha256, windowS, rateHz, minSamples, labels.reversed()) }
+        fun residentMb() = File("/proc/self/status").readLines().first { it.startsWith("VmRSS") }.filter(Char::isDigit).toInt() / 1024
+        fun refuse(times: Int) = repeat(times) {
+            val e = assertThrows(InputError::class.java) { OrtEngine(model, other) }
+            assertTrue(e.message, "other labels" in e.message!!)
+        }
+        refuse(5) // the allocator has its arenas by then
+        val before = residentMb()
+        refuse(40)
+        val grown = residentMb() - before
+        assertTrue("$grown MB more: one session holds more than ${model.size shr 20} MB", grown < 10 * (model.size shr 20))
+    }
+
+    @Test fun aModelWithOtherInputsOrOutputsIsRefused() {
+        for (model in listOf(TWO_INPUTS, TWO_OUTPUTS)) {
+            val e = assertThrows(InputError::class.java) { OrtEngine(model, bundle) }
+            assertTrue(e.message, "other inputs or outputs" in e.message!!)
+        }
     }
 }

@@ -31,6 +31,8 @@ class OrtEngine(model: ByteArray, private val bundle: Bundle, threads: Int = 1) 
     override val runtime = "ONNX Runtime ${environment.version}"
 
     init {
+        // Native memory: nobody can close it where the constructor throws.
+        val open = ArrayList<AutoCloseable>()
         try {
             session = OrtSession.SessionOptions().use { options ->
                 options.setIntraOpNumThreads(threads)
@@ -39,13 +41,20 @@ class OrtEngine(model: ByteArray, private val bundle: Bundle, threads: Int = 1) 
                 options.addConfigEntry("session.intra_op.allow_spinning", "0")
                 environment.createSession(model, options)
             }
-            inputName = session.inputNames.single()
+            open += session
+            if (session.inputNames.size != 1 || session.outputNames.size != 1) {
+                throw InputError("The model has other inputs or outputs than the app needs: export the bundle again.")
+            }
+            inputName = session.inputNames.first()
             outTensor = OnnxTensor.createTensor(environment, output, longArrayOf(1, bundle.labels.size.toLong()))
-            outputs = mapOf(session.outputNames.single() to outTensor)
+            open += outTensor
+            outputs = mapOf(session.outputNames.first() to outTensor)
             // A file that names other labels than the bundle would show wrong words.
             val names = session.metadata.customMetadata["labels"]?.let { org.cededge.demo.core.Json.parse(it) }
             if (names != null && names != bundle.labels) throw InputError("The model has other labels than labels.txt: export the bundle again.")
-        } catch (e: OrtException) {
+        } catch (e: Exception) {
+            for (resource in open.asReversed()) resource.close()
+            if (e !is OrtException) throw e
             throw InputError("${bundle.modelFile} is no model that ONNX Runtime ${environment.version} runs: export the bundle again.")
         }
     }
