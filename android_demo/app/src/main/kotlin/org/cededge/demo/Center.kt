@@ -158,7 +158,7 @@ class Center(private val context: Context) : Demo {
         l?.fill(state) ?: run { state.tags = 0 }
         state.status = if (status == Status.LISTENING && l != null && l.zeroSeconds() > ZEROS_S) Status.ZEROS else status
         state.detail = detail
-        state.entries = changes
+        state.listVersion = changes
     }
 
     override fun observe(changed: Runnable) {

@@ -13,6 +13,7 @@ import android.os.Build
 import android.provider.Settings
 import android.view.View
 import android.widget.Button
+import android.widget.ListView
 import java.io.ByteArrayOutputStream
 import java.io.File
 import java.nio.ByteBuffer
@@ -21,6 +22,10 @@ import java.util.Collections
 import java.util.IdentityHashMap
 import java.util.zip.ZipEntry
 import java.util.zip.ZipOutputStream
+import org.cededge.demo.core.BundleReader
+import org.cededge.demo.core.Entry
+import org.cededge.demo.core.Json
+import org.cededge.demo.core.JsonNumber
 import org.cededge.demo.service.ShareProvider
 import org.cededge.demo.ui.MainActivity
 import org.junit.After
@@ -342,6 +347,31 @@ class AppTest {
         assertNull(Store(app).bundleFolder())
     }
 
+    /** The bundle's int8 file is another model here, and every hash is right. */
+    private fun bundleWith(model: ByteArray): ByteArray {
+        val folder = File(System.getProperty("bundle"))
+        val fields = Json.parse(File(folder, "bundle.json").readText()) as Map<*, *> - "sha256" - "files"
+        val file = mapOf(
+            "name" to "other-int8.onnx", "kind" to "int8", "quantisation" to "none", "bytes" to JsonNumber("${model.size}"),
+            "sha256" to BundleReader.sha256(model),
+        )
+        val all = fields + ("files" to listOf(file))
+        val json = Json.canonical(all + ("sha256" to BundleReader.sha256(Json.canonical(all).toByteArray())))
+        return zip("bundle.json" to json.toByteArray(), "labels.txt" to File(folder, "labels.txt").readBytes(), "other-int8.onnx" to model)
+    }
+
+    @Test fun aModelThatTheEngineRefusesDoesNotEndTheApp() {
+        val a = launch().setup().get()
+        for (model in listOf(TWO_INPUTS, TWO_OUTPUTS)) {
+            open(bundleWith(model))
+            until("it says why") { "other inputs or outputs" in a.text(R.id.status) }
+            assertNull("not tried again at the next start", Store(app).bundleFolder())
+            assertNotNull("the built-in one takes its place", center.bundle)
+            center.useBuiltIn()
+            afterWork()
+        }
+    }
+
     @Suppress("DEPRECATION") // its successor needs API 33
     @Test fun eventsAreSharedAsCsvAndKeptAsSound() {
         center.change(center.settings.copy(keepSound = true))
@@ -357,7 +387,12 @@ class AppTest {
         assertTrue(File(app.cacheDir, "share/events.csv").readText().lines()[1].contains("\""))
         provider.openFile(address, "r").close()
         val sound = center.entries.first { it.label == "Dog" }.sound!!
-        provider.openFile(ShareProvider.address(sound), "r").use { assertTrue(it.statSize > 44 + 2 * 16_000) }
+        val rows = a.findViewById<ListView>(R.id.event_list)
+        val tapped = (0 until rows.count).first { (rows.getItemAtPosition(it) as Entry).sound == sound }
+        rows.performItemClick(null, tapped, rows.getItemIdAtPosition(tapped))
+        val wav = shadowOf(a).nextStartedActivity.getParcelableExtra<Intent>(Intent.EXTRA_INTENT)!!
+        assertEquals("audio/wav", wav.type)
+        provider.openFile(wav.getParcelableExtra<Uri>(Intent.EXTRA_STREAM)!!, "r").use { assertTrue(it.statSize > 44 + 2 * 16_000) }
         for (bad in listOf("..%2F..%2Fshared_prefs%2Fsettings.xml", "none.csv")) {
             assertThrows(java.io.FileNotFoundException::class.java) { provider.openFile(Uri.parse("content://org.cededge.demo.share/$bad"), "r") }
         }

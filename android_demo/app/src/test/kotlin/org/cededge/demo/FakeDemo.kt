@@ -74,7 +74,7 @@ class FakeDemo : Demo {
         state.latencyMs = if (listener == null) 0.0 else 31.0
         state.realTime = if (listener == null) 0.0 else 0.06
         state.dropped = dropped
-        state.entries = changes
+        state.listVersion = changes
     }
 
     override fun change(settings: Settings) {

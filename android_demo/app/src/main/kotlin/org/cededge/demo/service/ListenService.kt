@@ -33,8 +33,8 @@ class ListenService : Service() {
         pending.set(false)
         demo.fill(state)
         if (!state.listening) stopSelf()
-        else if (state.entries != shown) {
-            shown = state.entries
+        else if (state.listVersion != shown) {
+            shown = state.listVersion
             getSystemService(NotificationManager::class.java).notify(ID, notification())
         }
     }

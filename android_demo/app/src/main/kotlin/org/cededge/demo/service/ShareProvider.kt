@@ -45,7 +45,5 @@ class ShareProvider : ContentProvider() {
 
     companion object {
         fun folder(context: Context) = File(context.cacheDir, "share").apply { mkdirs() }
-
-        fun address(name: String): Uri = Uri.Builder().scheme("content").authority("org.cededge.demo.share").appendPath(name).build()
     }
 }

@@ -55,8 +55,8 @@ class EventsPage(private val activity: Activity, private val demo: Demo) {
     }
 
     fun render(state: LiveState) {
-        if (state.entries == shown) return
-        shown = state.entries
+        if (state.listVersion == shown) return
+        shown = state.listVersion
         rows = demo.entries.reversed()
         empty.visibility = if (rows.isEmpty()) View.VISIBLE else View.GONE
         share.isEnabled = rows.isNotEmpty()

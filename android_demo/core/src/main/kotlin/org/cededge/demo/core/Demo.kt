@@ -67,8 +67,8 @@ class LiveState {
     val spanStart = DoubleArray(SPANS)
     val spanEnd = DoubleArray(SPANS)
     var spans = 0
-    /** How many entries there are; when it changes the list is drawn anew. */
-    var entries = 0
+    /** Rises with every change of the list, which is then drawn anew. */
+    var listVersion = 0
 
     val listening get() = when (status) {
         Status.STARTING, Status.LISTENING, Status.SILENCED, Status.ZEROS, Status.TAKEN, Status.UNPLUGGED -> true

@@ -31,12 +31,6 @@ class Level {
         peakDb = db(peak.toDouble())
     }
 
-    fun reset() {
-        rmsDb = FLOOR_DB
-        peakDb = FLOOR_DB
-        zeros = 0
-    }
-
     companion object {
         const val FLOOR_DB = -100.0
 

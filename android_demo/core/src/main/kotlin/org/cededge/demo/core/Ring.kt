@@ -37,8 +37,4 @@ class Ring(val capacity: Int) {
             at += n
         }
     }
-
-    fun clear() {
-        end = 0
-    }
 }

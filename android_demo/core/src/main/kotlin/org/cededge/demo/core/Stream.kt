@@ -60,7 +60,8 @@ class Stream(private val engine: Engine, val bundle: Bundle, private val ring: R
     }
 
     /**
-     * Copy the next window out of the ring. Null when none is ready. The caller then calls [predict] without its lock.
+     * Copy the next window out of the ring. Returns how many samples it has; one must be ready. The caller then calls
+     * [predict] without its lock.
      * A window whose samples were overwritten already cannot be predicted: the caller skips before that happens.
      */
     fun take(tags: Tags): Int {

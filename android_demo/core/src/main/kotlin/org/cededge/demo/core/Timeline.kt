@@ -12,7 +12,7 @@ class Timeline(private val rateHz: Int = 16_000) {
     private val loudest = FloatArray(Mel.BANDS)
     private var frames = 0
 
-    /** Column i of the stream lies at (i % COLUMNS) * BANDS; 0 is -90 dB or less, 255 is +10 dB or more. */
+    /** Column i of the stream lies at (i % COLUMNS) * BANDS; 0 is -60 dB or less, 255 is +40 dB or more. */
     val pixels = ByteArray(COLUMNS * Mel.BANDS)
 
     /** Columns since the stream began. */
@@ -32,13 +32,6 @@ class Timeline(private val rateHz: Int = 16_000) {
                 filled -= HOP
             }
         }
-    }
-
-    fun reset() {
-        filled = 0
-        frames = 0
-        columns = 0
-        pixels.fill(0)
     }
 
     private fun addFrame() {
