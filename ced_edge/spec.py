@@ -24,6 +24,8 @@ _MODEL_LIMITS = {
     "max_frames": (1, 1 << 16),
     "n_classes": (1, 1 << 20),
 }
+_MOST_REAL = 1 << 20
+"""Largest `top_db` and `min_power`."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,16 @@ class FrontendSpec:
         problems = _size_problems(self, _FRONTEND_LIMITS)
         reals = ("f_min_hz", "f_max_hz", "top_db", "min_power")
         values = {name: getattr(self, name) for name in reals}
-        problems += [f"{name} {value!r:.40} is not a number" for name, value in values.items() if not _is_real(value)]
+        problems += [f"{name} {value!r:.40} is not a number" for name, value in values.items() if not is_number(value)]
         if not problems:
             if self.hop > self.n_fft:
                 problems.append(f"hop {self.hop} is larger than n_fft {self.n_fft}, so samples would be left out")
             if not 0 <= self.f_min_hz < self.f_max_hz <= self.rate_hz / 2:
-                problems.append(f"{self.f_min_hz} to {self.f_max_hz} Hz is not a range between 0 and half of rate_hz")
+                problems.append(
+                    f"{self.f_min_hz!r:.40} to {self.f_max_hz!r:.40} Hz is not a range between 0 and half of rate_hz"
+                )
             problems += [f"{name} is not above 0" for name in reals[2:] if values[name] <= 0]
+            problems += [f"{name} is above {_MOST_REAL}" for name in reals[2:] if values[name] > _MOST_REAL]
         _raise("front end", problems)
 
     @property
@@ -154,8 +159,10 @@ def _size_problems(spec: Any, limits: dict[str, tuple[int, int]]) -> list[str]:
     ]
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether a value that was read from a file is a finite number, and not True or False."""
+    # math.isfinite raises an error on an integer of hundreds of digits.
+    return type(value) in (int, float) and abs(value) < math.inf
 
 
 def _raise(what: str, problems: list[str]) -> None:

@@ -92,7 +92,7 @@ def test_a_missing_runtime_is_named(models: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(NotInstalled, match=r"m\.onnx needs ONNX Runtime: pip install onnxruntime$"):
         load_backend(models / "m.onnx")
-    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("no_such_runtime", "none"),))
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("no_such_runtime", "ai-edge-litert"),))
     with pytest.raises(NotInstalled, match=r"m\.tflite needs a TFLite runtime: pip install ai-edge-litert$"):
         load_backend(models / "m.tflite")
 

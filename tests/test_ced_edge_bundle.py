@@ -134,6 +134,8 @@ def test_no_folder_and_no_bundle(tmp_path: Path) -> None:
         (lambda m: m.update(output="logits"), "has the output 'logits', which"),
         (lambda m: m.update(window_s="long"), "has a window of 'long' s, which"),
         (lambda m: m.update(reference=[1]), "has a reference or versions that are no JSON objects"),
+        (lambda m: m.update(reference={"metrics": [1]}), "has metrics that are no JSON object"),
+        (lambda m: m.update(checkpoint_sha256=5), "has the checkpoint hash 5, which"),
         (lambda m: m["files"][0].update(kind="int4"), "has a file of the kind 'int4', which"),
         (lambda m: m["files"][0].update(bytes=10**30), f"it has [0-9]+ bytes, not {10**30}"),
     ],
@@ -161,7 +163,7 @@ def test_an_impossible_size(bundle: Bundle, name: str, value: Any) -> None:
     refused(bundle.folder, r"bundle\.json (has|is broken)")
 
 
-@pytest.mark.parametrize("value", [-1.0, 1e9, float("nan"), float("inf"), "8000", None])
+@pytest.mark.parametrize("value", [-1.0, 1e9, 10**400, float("nan"), float("inf"), "8000", None])
 @pytest.mark.parametrize("name", ["f_min_hz", "f_max_hz", "top_db", "min_power"])
 def test_an_impossible_frequency_or_level(bundle: Bundle, name: str, value: Any) -> None:
     edit_bundle(bundle.folder, lambda m: m["spec"]["frontend"].update({name: value}))

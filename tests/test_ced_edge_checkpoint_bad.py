@@ -60,6 +60,8 @@ def change(state: State, key: str, tensor: Tensor | None) -> State:
         ("patch_embed.proj.weight", None, "is no CED checkpoint: it has no patch_embed.proj.weight"),
         ("extra.weight", torch.zeros(1), "unknown key extra.weight"),
         ("norm.weight", torch.full((48,), torch.nan), "norm.weight holds NaN"),
+        ("norm.weight", torch.full((48,), torch.nan).to(torch.float8_e4m3fn), "norm.weight holds NaN"),
+        ("patch_embed.proj.weight", torch.zeros(0, 1, 16, 16), "odd shapes"),
     ],
 )
 @pytest.mark.parametrize("style", [published, hugging_face])
@@ -119,7 +121,9 @@ class Evil:
         return print, ("code ran",)
 
 
-@pytest.mark.parametrize("content", [{"x": Evil()}, [1, 2], {"a": 1, "b": torch.zeros(1)}, torch.zeros(3)])
+@pytest.mark.parametrize(
+    "content", [{"x": Evil()}, [1, 2], {"a": 1, "b": torch.zeros(1)}, torch.zeros(3), {0: torch.zeros(1)}]
+)
 def test_a_pickle_without_a_state_dict_is_refused(
     tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]
 ) -> None:

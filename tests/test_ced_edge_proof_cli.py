@@ -132,7 +132,7 @@ def test_bad_input_is_one_line(call: Call, case: Case, tmp_path: Path, monkeypat
     refused("has no `split` column", *check(case, "--split", "dev"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     refused("--report needs matplotlib: pip install matplotlib", *check(case, "--report", "x.html"))
-    monkeypatch.setattr(backends, "ONNX_RUNTIMES", (("no_such_module", "none"),))
+    monkeypatch.setattr(backends, "ONNX_RUNTIMES", (("no_such_module", "onnxruntime"),))
     missing = "nothing here runs 24x2-int8.onnx, 24x2-fp32.onnx: pip install onnxruntime"
     refused(f"{missing}, or leave it out", *check(case))
     refused(f"{missing}\n", "bench", "--bundle", case.bundle)

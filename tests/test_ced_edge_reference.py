@@ -114,6 +114,11 @@ def npy(array: np.ndarray[Any, Any], **header: object) -> bytes:
     return f.getvalue() + array.tobytes()
 
 
+def header(text: str) -> bytes:
+    """A .npy of version 1.0 with this header and no data."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 def members(**changed: bytes) -> dict[str, bytes]:
     r = make()
     right = {"ids": npy(np.array(r.ids)), "probs": npy(r.probs), "per_class_ap": npy(r.per_class_ap)}
@@ -138,6 +143,9 @@ class Evil:
         ({"probs": npy(make().probs, shape=(10**6, 10**6))}, "is damaged"),
         ({"probs": npy(make().probs, shape=(2, 10**30))}, "is damaged"),
         ({"probs": npy(make().probs)[:-4]}, "is damaged"),
+        ({"probs": header("{'descr': ( ")}, "is damaged"),
+        ({"probs": header("{[]: 1}")}, "is damaged"),
+        ({"ids": npy(np.full(2, 0x110000, "<u4"), descr="<U1")}, "is damaged"),
         ({"probs": npy(make().probs.astype(np.float64))}, "probs is of the type float64"),
         ({"ids": npy(np.zeros(0, "U1"), shape=(2,))}, "is damaged"),
         ({"ids": npy(np.arange(2))}, "ids is of the type int64"),
@@ -199,6 +207,7 @@ def test_what_is_no_archive_or_lacks_an_array(tmp_path: Path) -> None:
         ({"metrics": 3}, "metrics of a reference must be numbers"),
         ({"metrics": {"mean_ap": "high"}}, "metrics of a reference must be numbers"),
         ({"metrics": {"clips": 2}}, "mean_ap among them"),
+        ({"metrics": {"mean_ap": 0.5, "rejected": float("nan")}}, "metrics of a reference must be numbers"),
         ({"weights_hash": 7}, "must be texts"),
     ],
 )

@@ -148,7 +148,7 @@ def test_first_file_whose_runtime_is_installed(bundle: Bundle, monkeypatch: pyte
     path = bundle.folder / "m.tflite"
     path.write_bytes(b"not read without a runtime")
     more = with_file(bundle, path, "int8")
-    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("no_such_runtime", "none"),))
+    monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("no_such_runtime", "ai-edge-litert"),))
     assert Tagger(more).file == bundle.files[0]
     assert Tagger(more).backend.runtime.startswith("onnxruntime ")
     for wanted in ({"format": "tflite"}, {"kind": "int8"}, {"file": "m.tflite"}):

@@ -238,7 +238,9 @@ def _segments(path: Path, lines: Sequence[tuple[int, str]], root: Path) -> list[
 
 def _first(stems: Sequence[str], start: str) -> str | None:
     """The first of the sorted stems that equals `start`, or continues with `_` (such as an end time)."""
-    for stem in stems[bisect.bisect_left(stems, start) :]:
+    # By index: AudioSet has two million stems, and a slice would copy them for every row.
+    for i in range(bisect.bisect_left(stems, start), len(stems)):
+        stem = stems[i]
         if not stem.startswith(start):
             return None
         if stem == start or stem[len(start)] == "_":

@@ -114,7 +114,7 @@ def _joined(blocks: Iterator[Float32]) -> Float32:
 
 
 def duration_s(source: Path) -> float:
-    """Length in seconds, from the header. Raises AudioError."""
+    """Length in seconds: from the header or, where it gives none, from all packets of the file. Raises AudioError."""
     with _opened(source) as sound:
         return sound.seconds()
 

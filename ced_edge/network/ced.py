@@ -152,5 +152,5 @@ def predict(model: CED, wave: Tensor) -> Tensor:
 
 
 def n_parameters(model: nn.Module) -> int:
-    """Trainable parameters."""
+    """The number of all parameters, trained or not."""
     return sum(p.numel() for p in model.parameters())

@@ -217,7 +217,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, e) from e
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         state = state["model"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    if not tensors:
         raise InputError(f"{path} holds no state dict (tensors by name, alone or under the key 'model')")
     for key, v in state.items():
         if v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized or v.is_complex():
@@ -247,8 +248,8 @@ def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]
 def infer_spec(state: Mapping[str, Tensor], found: CheckpointFiles, heads: int | None = None) -> ModelSpec:
     """The spec that fits the shapes. For the heads see `load_model`. Raises InputError when no spec fits."""
     patch, embedding = state["patch_embed.proj.weight"], state["time_pos_embed"]
-    hidden = state.get("blocks.0.mlp.fc1.weight")
-    if patch.ndim != 4 or embedding.ndim != 4 or hidden is None or hidden.ndim != 2 or hidden.shape[0] % len(patch):
+    hidden = state.get("blocks.0.mlp.fc1.weight", torch.empty(0))
+    if (patch.ndim, embedding.ndim, hidden.ndim) != (4, 4, 2) or not len(patch) or hidden.shape[0] % len(patch):
         raise InputError(f"{found.weights} is no CED checkpoint: its blocks or its time embedding have odd shapes")
     default, width, grid_time = SIZES["tiny"], len(patch), embedding.shape[3]
     try:
@@ -304,7 +305,7 @@ def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Pa
         have, want = tuple(tensor.shape), tuple(expected[key].shape)
         if have != want:
             raise InputError(f"{path}: {key} has the shape {have}, this model's is {want}")
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float()).all():
             raise InputError(f"{path}: {key} holds NaN or infinity: the checkpoint is broken")
 
 

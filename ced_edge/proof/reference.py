@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ced_edge.errors import InputError, first_line
 from ced_edge.files import atomic_path, read_json, sha256_file
 from ced_edge.labels import labels_hash
 from ced_edge.runtime.bundle import Bundle
+from ced_edge.spec import is_number
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,8 @@ class Reference:
         if not ((self.probs >= 0) & (self.probs <= 1)).all():  # NaN fails both
             raise InputError("a reference holds values that are no probabilities in [0, 1]")
         texts = (self.device, self.dtype, self.data_hash, self.weights_hash, self.labels_hash)
-        numbers = isinstance(self.metrics, dict) and all(
-            v is None or isinstance(v, int | float) for v in self.metrics.values()
-        )
-        if not (numbers and isinstance(self.metrics.get("mean_ap"), int | float)):
+        numbers = isinstance(self.metrics, dict) and all(v is None or is_number(v) for v in self.metrics.values())
+        if not (numbers and is_number(self.metrics.get("mean_ap"))):
             raise InputError("the metrics of a reference must be numbers, mean_ap among them")
         if not all(isinstance(text, str) for text in texts):
             raise InputError("device, dtype and hashes of a reference must be texts")
@@ -119,7 +117,7 @@ def read_reference(path: Path) -> Reference:
         raise InputError(f"{json_path} and {NPZ_NAME} lack {e}: run `ced-edge evaluate` again") from e
     except InputError as e:
         raise InputError(f"{json_path}: {e}") from e
-    except (ValueError, EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+    except Exception as e:  # a damaged archive fails in many ways, and a damaged header of numpy in more
         raise InputError(f"{npz_path} is damaged ({first_line(e)}): run `ced-edge evaluate` again") from e
 
 

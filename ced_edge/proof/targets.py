@@ -9,11 +9,8 @@ import numpy as np
 
 from ced_edge.arrays import Float32
 from ced_edge.errors import InputError
-from ced_edge.runtime.backends import installed
+from ced_edge.runtime.backends import installed, packages
 from ced_edge.runtime.bundle import Bundle, ModelFile
-
-PACKAGES = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
-"""The package to install for files of a format."""
 
 
 def window(bundle: Bundle) -> Float32:
@@ -56,8 +53,8 @@ def targets(bundle: Bundle, runtime: str | None = None, **wanted: str | None) ->
 def install_advice(targets: Sequence[Target]) -> str:
     """The message for targets without a runtime: which files they are, and which packages run their formats."""
     files = ", ".join(target.file.name for target in targets)
-    packages = " ".join(dict.fromkeys(PACKAGES[target.file.format] for target in targets))
-    return f"nothing here runs {files}: pip install {packages}"
+    wanted = " ".join(dict.fromkeys(packages(target.file.format)[0] for target in targets))
+    return f"nothing here runs {files}: pip install {wanted}"
 
 
 def fp32_target(target: Target) -> Target | None:

@@ -28,8 +28,6 @@ TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
 """A module with an `Interpreter`, and the package that holds it. The first installed one is used."""
 ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
 """Module and package, as above."""
-_ADVICE = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
-"""Format -> the package to install where none is."""
 _MAX_LABELS_BYTES = 1 << 20
 """Largest label file that is read out of a .tflite file. AudioSet's has 6,337 bytes."""
 
@@ -123,7 +121,7 @@ def _import_runtime(path: Path, reason: str, runtime: str | None) -> tuple[Any, 
                 f"{reason}, and {package} is installed, but cannot be imported ({first_line(e)}): "
                 f"pip install --force-reinstall {package}"
             ) from e
-    raise NotInstalled(f"{reason}: pip install {runtime or _ADVICE[path.suffix[1:]]}")
+    raise NotInstalled(f"{reason}: pip install {runtime or known[0][1]}")
 
 
 class OnnxBackend:

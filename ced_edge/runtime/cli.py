@@ -33,7 +33,7 @@ from ced_edge.options import (
     threads_option,
 )
 from ced_edge.runtime.bundle import Bundle, read_bundle
-from ced_edge.spec import N_CLASSES
+from ced_edge.spec import N_CLASSES, is_number
 
 if TYPE_CHECKING:
     from ced_edge.runtime.listen import ListenStats
@@ -78,7 +78,11 @@ def _info_text(b: Bundle) -> str:
         ("output", f"{b.output} (batch, {b.spec.n_classes}) float32"),
         ("checkpoint", b.checkpoint_sha256),
         ("labels", b.labels_hash),
-        *((f"reference {name}", f"{value:g}") for name, value in metrics.items() if isinstance(value, int | float)),
+        *(
+            (f"reference {name}", f"{value:g}" if isinstance(value, float) else f"{value!r:.40}")
+            for name, value in metrics.items()
+            if is_number(value)
+        ),
         *((f"made with {name}", version) for name, version in b.versions.items()),
     ]
     width = max(len(f.name) for f in b.files)

@@ -87,7 +87,7 @@ def tag_files(
     def tags_of(own: Tagger, i: int) -> Iterator[Tags]:
         if os.path.isdir(paths[i]):
             raise AudioError(str(paths[i]), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        length_s = duration_s(paths[i])  # as the header says, which is good enough for a progress bar
+        length_s = duration_s(paths[i])  # for the progress bar
         for tags in tag_file(StreamingTagger(own, window_s, hop_s), paths[i]):
             shares[i] = min(1.0, tags.end_s / length_s)
             yield tags
