@@ -40,17 +40,6 @@ def device_name(device: torch.device) -> str:
     return device.type
 
 
-def teacher_device(name: str) -> torch.device:
-    """Like `find_device`, without allocating on the device: loading a teacher does that."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as e:
-        raise InputError(f"unknown device {name!r}: choose cpu or cuda") from e
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: torch finds no GPU on this machine: use --device cpu")
-    return device
-
-
 def has_fast_bf16(kind: str) -> bool:
     """Whether the hardware multiplies in bfloat16: Ampere and later, AVX-512 BF16, AMX."""
     if kind == "cuda":

@@ -27,7 +27,7 @@ from distill.evaluation.comparison import check_names, evaluate_ensemble, evalua
 from distill.evaluation.plots import plot_loss, plot_per_class_ap
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
-from distill.processes import local_world, rank_and_world
+from distill.processes import batch_share, local_world, rank_and_world
 from distill.progress import ProgressBar, stage
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
@@ -160,13 +160,11 @@ def run_train(
     `student` holds the weights to start from, see `load_student`. `views` are for stores of clean clips only.
     """
     rank, world = rank_and_world()
-    if config.batch % world:
-        raise InputError(f"--batch {config.batch} cannot be shared by {world} processes: choose a multiple of {world}")
     stream = TrainingData(
         shards,
         store,
         views or store.recipe,
-        batch=config.batch // world,
+        batch=batch_share(config.batch, world),
         rate_hz=size(config.size).frontend.rate_hz,
         repeats=config.repeats,
         fill=config.fill,
@@ -179,6 +177,7 @@ def run_train(
 
 def run_pretrain(run: Path, shards: Pack, config: PretrainConfig, device: str = "cpu") -> Path:
     """Before stage 3, and not part of the main job: shards -> a student's weights to start from."""
+    batch_share(config.batch, rank_and_world()[1])  # refused before the processes wait for each other
     with _bar("pretrain") as bar:
         return pretrain(run, shards, config, device, bar)
 

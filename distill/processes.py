@@ -82,6 +82,13 @@ def rank_and_world() -> tuple[int, int]:
     return _environment("RANK", 0), _environment("WORLD_SIZE", 1)
 
 
+def batch_share(batch: int, world: int) -> int:
+    """How much of a batch each of `world` processes takes. Raises InputError when they cannot share it evenly."""
+    if batch % world:
+        raise InputError(f"--batch {batch} cannot be shared by {world} processes: choose a multiple of {world}")
+    return batch // world
+
+
 def local_rank() -> int | None:
     """This process's rank among those on this machine; None unless torchrun started it."""
     return _environment("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -38,23 +39,30 @@ class Apk:
     sha256: str
 
 
+def check_build(out: Path) -> None:
+    """Raise InputError when this machine cannot build an APK, or `out` is no name for one."""
+    if out.suffix != ".apk":
+        raise InputError(f"{out}: give the APK a name that ends in .apk")
+    if not SCRIPT.is_file():
+        raise InputError(f"the app's source is missing ({SCRIPT}): run this in a clone of the repository")
+    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if missing:
+        raise InputError(f"the Android build needs more programs: apt-get install {' '.join(dict.fromkeys(missing))}")
+
+
 def build_apk(bundle: Path, out: Path, abi: str = ABIS[0]) -> Apk:
     """Build an APK with the bundle's int8 .onnx file (else its best .onnx file) and write it to `out`.
 
     The build's own output goes to stderr. Raises InputError where the bundle or a program is missing, CedEdgeError
     where the build fails.
     """
-    if out.suffix != ".apk":
-        raise InputError(f"{out}: give the APK a name that ends in .apk")
-    if not SCRIPT.is_file():
-        raise InputError(f"the app's source is missing ({SCRIPT}): run this in a clone of the repository")
     model = read_bundle(bundle).file(format="onnx").name
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    if missing:
-        raise InputError(f"the Android build needs more programs: apt-get install {' '.join(dict.fromkeys(missing))}")
+    check_build(out)
+    # With STORED the script would build another kind of APK, under another name.
+    environment = {name: value for name, value in os.environ.items() if name != "STORED"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([SCRIPT, bundle, folder, abi], stdout=sys.stderr)
+        done = subprocess.run([SCRIPT, bundle, folder, abi], stdout=sys.stderr, env=environment)
         if done.returncode:
             raise CedEdgeError(f"{SCRIPT.name} failed with exit code {done.returncode}; its messages are above")
         shutil.move(Path(folder) / f"ced-edge-{abi}.apk", out)

@@ -43,7 +43,7 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
     from the checkpoint's. `out` is then unchanged.
     """
     weights = find_checkpoint(source).weights
-    model = load_model(source)
+    model = load_model(weights)
     spec, rate = model.spec, model.spec.frontend.rate_hz
     if spec.n_classes != N_CLASSES:
         # A device shows the names in labels.txt, and there is only one list of names.
@@ -60,6 +60,7 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
         )
     # Whole samples: 10 s are exactly 160,000, and so is what the device computes from `window_s`.
     window = round(config.window_s * rate)
+    reference = _reference(weights)  # before the conversions, which take minutes: a damaged one is reported at once
     with atomic_folder(out) as folder:
         files = _Files(folder, model, config, window)
         made = [(kind, format) for format in config.formats for kind in _kinds(config)]
@@ -78,16 +79,16 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
             files=tuple(files.describe(kind, format) for kind, format in made),
             checkpoint_sha256=sha256_file(weights),
             labels_sha256=sha256_file(folder / LABELS_NAME),
-            reference=_reference(weights),
+            reference=reference,
             versions=_versions(),
         )
         bundle.write()
         bundle = read_bundle(folder)  # with every check that a device makes
-        verdicts = []
-        for what, chosen in (("synthetic sounds", ()), ("clips", clips)):
-            if chosen or what == "synthetic sounds":
-                log.info("verify: %s", what)
-                verdicts += verify(bundle, model, chosen)
+        log.info("verify: synthetic sounds")
+        verdicts = verify(bundle, model)
+        if clips:
+            log.info("verify: clips")
+            verdicts += verify(bundle, model, clips)
         if problems := [f"{v.file}: {p}" for v in verdicts for p in v.problems]:
             raise CedEdgeError(f"{out} was not written: {'; '.join(problems)}")
     return verdicts
@@ -105,6 +106,7 @@ class _Files:
         self._models = {
             format: ExportModel(model, config.input == "waveform", block)
             for format, block in (("onnx", FoldedBlock), ("tflite", CentredBlock))
+            if format in config.formats
         }
         # Before the conversion, which takes minutes: a wrong path is reported at once.
         self._calibration = self._calibrate() if config.needs_ranges else []

@@ -27,7 +27,7 @@ from ced_edge.options import (
     several_option,
 )
 from ced_edge.runtime.bundle import BUNDLE_NAME, FORMATS, INPUTS, KINDS
-from export.android import ABIS, build_apk
+from export.android import ABIS, build_apk, check_build
 from export.config import ExportConfig
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def android(source: str | None, bundle: Path | None, out: Path, abi: str, as_jso
         bundle, source = Path(source), None
     with tempfile.TemporaryDirectory() as folder:
         if source is not None:
+            check_build(out)  # before the export, which takes minutes
             from export.bundle import export_bundle
 
             bundle = Path(folder) / "bundle"

@@ -24,6 +24,7 @@ from ced_edge.network.checkpoint import load_model, read_metadata
 from ced_edge.spec import SIZES, ModelSpec
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
+from distill.pipeline import run_pretrain
 from distill.teaching.store import Store
 from distill.teaching.teach import teach_labels
 from distill.teaching.views import ViewRecipe
@@ -285,3 +286,15 @@ def test_command_line(packed: Pack, tmp_path: Path) -> None:
     assert CliRunner().invoke(cli, [*command, "--resume"], catch_exceptions=False).exit_code == 0
     with pytest.raises(InputError, match="--mask"):
         CliRunner().invoke(cli, [*command, "--resume", "--mask=2"], catch_exceptions=False)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(
+    packed: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PretrainConfig(**SHORT)
+    assert waves(packed, config, 1, 4).batch == 2
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(InputError, match="--batch 8 cannot be shared by 3 processes: choose a multiple of 3"):
+        run_pretrain(tmp_path / "run", packed, config)
+    with pytest.raises(InputError, match="cannot be shared by 16 processes"):
+        waves(packed, config, 0, 16)

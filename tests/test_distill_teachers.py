@@ -329,9 +329,11 @@ def test_pinned_hash_options_and_device(tmp_path: Path) -> None:
         load_teacher(TeacherSpec("a", str(path), rate_hz=8_000))
     with pytest.raises(InputError, match="unknown device"):
         load_teacher(path, device="gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="finds no GPU on this machine"):
-            load_teacher(path, device="cuda")
+    absent = {"mps": torch.backends.mps.is_available(), "cuda:7": torch.cuda.device_count() > 7}
+    absent |= {"xpu": torch.xpu.is_available(), "cuda": torch.cuda.is_available()}
+    for device in [name for name, present in absent.items() if not present]:
+        with pytest.raises(InputError, match=f"--device {device}: torch finds no such device on this machine"):
+            load_teacher(path, device=device)
     assert [t.name for t in load_teachers(parse_teachers([f"x={path}", str(path)]))] == ["x", "mn"]
 
 

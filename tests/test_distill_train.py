@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +29,7 @@ from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import git_revision, load_model, read_metadata
 from ced_edge.spec import ModelSpec
 from distill.teaching.views import ViewRecipe
-from distill.training.batches import Batch, TrainingData
+from distill.training.batches import TrainingData
 from distill.training.config import TrainConfig
 from distill.training.log import TrainLog, read_log
 from distill.training.loop import MODEL_NAME, STATE_NAME
@@ -227,17 +226,29 @@ def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
 
 
 def test_short_windows_visit_the_whole_time_embedding_and_long_ones_fit() -> None:
-    model = CED(SMALL)
-
-    def offsets(seconds: float, **fields: Any) -> list[int]:
-        wave = torch.zeros(1, round(seconds * RATE_HZ))
-        batch = Batch(wave, wave, wave > 0)
-        return [time_offset(model, batch, step, config(**fields)) for step in range(400)]
+    def offsets(seconds: float, seed: int = 0) -> list[int]:
+        return [time_offset(SMALL, round(seconds * RATE_HZ), step, seed) for step in range(400)]
 
     patches = 201 // 16  # 2 s are 201 frames
     assert sorted(set(offsets(2.0))) == list(range(63 - patches + 1))
     assert set(offsets(10.0)) == {0, 1}
     assert set(offsets(10.12)) == {0}
-    assert set(offsets(2.0, random_offset=False)) == {0}
     assert offsets(2.0) == offsets(2.0)
     assert offsets(2.0, seed=1) != offsets(2.0)
+
+
+@pytest.mark.parametrize("random_offset", [True, False])
+def test_windows_stay_at_the_start_of_the_embedding_if_asked_to(
+    stream: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_offset: bool
+) -> None:
+    offsets = []
+    forward = CED.forward
+
+    def watched(self: CED, wave: torch.Tensor, time_offset: int = 0) -> torch.Tensor:
+        offsets.append(time_offset)
+        return forward(self, wave, time_offset)
+
+    monkeypatch.setattr(CED, "forward", watched)
+    train(tmp_path, stream, config(steps=6, random_offset=random_offset))
+    assert len(offsets) == 6
+    assert (set(offsets) != {0}) == random_offset

@@ -264,6 +264,34 @@ def test_what_fails_verification_is_not_written(
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_damaged_reference_is_reported_before_the_conversion(
+    call: Call, model: CED, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    save_model(tmp_path / "model.safetensors", model, {})
+    (tmp_path / "reference.json").write_text("{")
+    code, _, err = call("export", tmp_path, "--format", "onnx", "--window", 1)
+    assert code == 2
+    assert "reference.json" in err.splitlines()[-1]
+    assert caplog.messages == []
+
+
+def test_only_the_graphs_of_the_chosen_formats_are_made(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    build = bundle_module.ExportModel
+
+    def watched(model: CED, with_front_end: bool, block: type) -> object:
+        made.append(block)
+        return build(model, with_front_end, block)
+
+    monkeypatch.setattr(bundle_module, "ExportModel", watched)
+    config = bundle_module.ExportConfig(formats=("onnx",), kinds=("fp32",), window_s=1.0)
+    bundle_module.export_bundle(checkpoint, tmp_path / "bundle", config)
+    assert made == [bundle_module.FoldedBlock]
+
+
 def test_weights_of_four_bits_are_refused(
     call: Call, checkpoint: Path, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

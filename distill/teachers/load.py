@@ -13,7 +13,7 @@ from torch import Tensor
 from ced_edge.errors import InputError, first_line
 from ced_edge.files import sha256_file
 from ced_edge.network.checkpoint import load_torch
-from distill.devices import teacher_device
+from distill.devices import find_device
 from distill.teachers import mobilenet
 from distill.teachers.base import Teacher
 from distill.teachers.spec import CHECKPOINTS, MODEL_FILES, TeacherSpec, default_name
@@ -27,7 +27,7 @@ def load_teacher(source: str | Path | TeacherSpec, name: str | None = None, devi
     Raises InputError for a missing or damaged file, an unknown architecture, and another hash than the expected one.
     """
     spec = source if isinstance(source, TeacherSpec) else TeacherSpec(name or default_name(str(source)), str(source))
-    torch_device = teacher_device(device)
+    torch_device = find_device(device)
     path = find_local(spec.source)
     if path is None or path.is_dir():
         from distill.teachers.hf import download, load_hf

@@ -19,10 +19,11 @@ from ced_edge.arrays import Bools, Float32
 from ced_edge.network.ced import CED, Block
 from ced_edge.spec import ModelSpec, size
 from distill.packing.shards import LoadedShard, Pack
+from distill.processes import batch_share
 from distill.teaching.store import Store
 from distill.teaching.views import ViewRecipe
 from distill.training.batches import Batch, Batches, TrainingData, loader
-from distill.training.config import HEAD_WIDTH, PretrainConfig, TrainConfig
+from distill.training.config import HEAD_WIDTH, PretrainConfig
 from distill.training.log import Reporter, TrainLog
 from distill.training.loop import Trainer, make_fabric
 from distill.training.optimizers import make_optimizers
@@ -133,9 +134,7 @@ def _draw(
     """What of a batch (B, samples) is hidden, and where it lies in the time embedding: from (seed, step) alone."""
     n = patches(student.spec, wave.shape[1])
     order = shuffles(config.seed, step, world * len(wave), n)[rank::world].to(wave.device)
-    empty = wave.new_empty(len(wave), 0)
-    offset = time_offset(student, Batch(wave, empty, empty), step, TrainConfig(seed=config.seed))
-    return order, n_visible(n, config.mask), offset
+    return order, n_visible(n, config.mask), time_offset(student.spec, wave.shape[1], step, config.seed)
 
 
 def new_student(config: PretrainConfig) -> CED:
@@ -181,12 +180,15 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
 
 
 def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> TrainingData:
-    """Windows of single clips, anew in each pass over the pack: any place, level and sign, nothing masked or mixed."""
+    """Windows of single clips, anew in each pass over the pack: any place, level and sign, nothing masked or mixed.
+
+    Raises InputError when the processes cannot share a batch.
+    """
     # No pass takes less than a step, so that many epochs are never used up.
     recipe = ViewRecipe(seed=config.seed, windows=((config.steps, config.seconds),), mask_probability=0.0, mix=(1.0,))
     unread = Store(Path(), recipe, [], 1, pack.hash)
     rate_hz = size(config.size).frontend.rate_hz
-    return TrainingData(pack, unread, recipe, max(1, config.batch // world), rate_hz, rank=rank, world=world)
+    return TrainingData(pack, unread, recipe, batch_share(config.batch, world), rate_hz, rank=rank, world=world)
 
 
 class WaveBatches(Batches):

@@ -56,7 +56,9 @@ def train(
     student.train()
 
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
-        logits = student(batch.wave, time_offset(model, batch, step, config)).float()
+        samples = batch.wave.shape[1]
+        offset = time_offset(model.spec, samples, step, config.seed) if config.random_offset else 0
+        logits = student(batch.wave, offset).float()
         parts = {"bce": bce(logits, batch.target), "kl": top_k_kl(logits, batch.target, batch.kept)}
         with torch.no_grad():
             spreads = {"spread": spread(logits.sigmoid()), "teacher_spread": spread(batch.target)}
@@ -124,13 +126,13 @@ def total_steps(stream: TrainingData, config: TrainConfig) -> int:
     return per_pass * stream.recipe.epochs * config.repeats
 
 
-def time_offset(model: CED, batch: Batch, step: int, config: TrainConfig) -> int:
-    """The place of this step's windows in the time embedding, in patches: drawn from (seed, step) alone.
+def time_offset(spec: ModelSpec, samples: int, step: int, seed: int) -> int:
+    """The place of a step's windows of `samples` samples in the time embedding, in patches.
 
-    Windows are often shorter than the embedding. Always at its start, they would leave the rest of it untrained.
+    It is drawn from (seed, step) alone. Windows are often shorter than the embedding. Always at its start, they would
+    leave the rest of it untrained.
     """
-    spec = model.spec
-    free = spec.grid_time - spec.frontend.frames(batch.wave.shape[1]) // spec.patch
-    if not config.random_offset or free <= 0:
+    free = spec.grid_time - spec.frontend.frames(samples) // spec.patch
+    if free <= 0:
         return 0
-    return int(np.random.Philox(key=[config.seed, step]).random_raw() % (free + 1))
+    return int(np.random.Philox(key=[seed, step]).random_raw() % (free + 1))
