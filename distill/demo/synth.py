@@ -7,7 +7,6 @@ sometimes a room), over a background of coloured noise. `write_dataset` writes t
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import shutil
 from collections.abc import Callable
@@ -18,8 +17,8 @@ import soundfile
 from numpy.random import Generator, Philox
 
 from ced_edge.arrays import Float32
-from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.files import atomic_path, folder_lock, read_json, write_json
+from ced_edge.errors import InputError
+from ced_edge.files import atomic_path, disk_errors, folder_lock, read_json, write_json
 from ced_edge.labels import index_of
 from distill.demo.blocks import Wave, even_fft_size, log_uniform, power_noise
 from distill.demo.sounds import RECIPES, Recipe
@@ -186,10 +185,7 @@ def _write_clip(folder: Path, index: int, seed: int, seconds: float, rate_hz: in
     path = folder / "clips" / f"{split}-{index:06d}.flac"
     flac = io.BytesIO()
     soundfile.write(flac, wave, rate_hz, subtype="PCM_16", format="FLAC")
-    try:
+    with disk_errors(path):
         # Not atomic_path: its fsync for every clip would take longer than the synthesis.
         path.write_bytes(flac.getbuffer())
-    except OSError as e:
-        full = e.errno == errno.ENOSPC
-        raise CedEdgeError(f"{'disk full while writing' if full else 'cannot write'} {path}: {e.strerror}") from e
     return str(path.relative_to(folder).as_posix()), ";".join(map(str, labels)), split

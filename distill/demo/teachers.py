@@ -30,6 +30,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import disk_errors, read_json, sha256_file, sha256_json, write_json
 from ced_edge.network.ced import CED
 from ced_edge.spec import N_CLASSES, ModelSpec
+from distill.devices import has_fast_bf16
 from distill.processes import exit_with_parent
 from distill.progress import ProgressBar
 from distill.teachers.mobilenet import HalfRateFrontEnd, MobileNet
@@ -237,7 +238,7 @@ def new_transformer(lr: float) -> TeacherNet:
     def forward(mel: Tensor, place: int) -> Tensor:
         # Windows anywhere in the time embedding, so that short ones train all of it.
         free = TRANSFORMER.grid_time - mel.shape[2] // TRANSFORMER.patch
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_has_bf16()):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_fast_bf16("cpu")):
             return model.forward_mel(mel / LN_PER_DB, place % (free + 1)).float()
 
     head = model.outputlayer[1]
@@ -253,10 +254,6 @@ def new_transformer(lr: float) -> TeacherNet:
     front_end = model.front_end
     floor = math.log(TRANSFORMER.frontend.min_power)
     return TeacherNet(model, lambda wave: front_end(wave) * LN_PER_DB, forward, head, floor, optimizers)
-
-
-def _has_bf16() -> bool:
-    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 @torch.no_grad()

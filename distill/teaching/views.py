@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ced_edge.arrays import Float32, Int16
 from ced_edge.errors import InputError
@@ -137,21 +138,25 @@ class View:
     """Lower and upper edge of the band that is removed."""
 
 
+def random_words(key: str, n: int) -> NDArray[np.uint64]:
+    """Random words (n,), a pure function of `key`.
+
+    They are the raw words of Philox, which numpy keeps the same for ever. Numbers from numpy's distributions may change
+    with its version.
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(n)
+
+
 @dataclass
 class _Uniform:
-    """Evenly distributed numbers in [0, 1), a pure function of `key`.
-
-    They are made of the raw words of Philox, which numpy keeps the same for ever. Numbers from numpy's distributions
-    may change with its version.
-    """
+    """Evenly distributed numbers in [0, 1), a pure function of `key`."""
 
     key: str
     words: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        digest = hashlib.blake2b(self.key.encode(), digest_size=16).digest()
-        bits = np.random.Philox(key=np.frombuffer(digest, "<u8"))
-        self.words = bits.random_raw(32).tolist()  # `draw` takes at most 25 of them
+        self.words = random_words(self.key, 32).tolist()  # `draw` takes at most 25 of them
 
     def __call__(self, low: float = 0.0, high: float = 1.0) -> float:
         return low + (high - low) * ((self.words.pop() >> 11) * 2.0**-53)  # a float64 has 53 bits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 import signal
@@ -25,7 +24,7 @@ from ced_edge.arrays import Bools, Float32
 from ced_edge.errors import CedEdgeError, InputError
 from distill.packing.shards import LoadedShard, Pack, ShardReader
 from distill.teaching.store import CLEAN_EPOCH, Store
-from distill.teaching.views import ViewRecipe, draw, render
+from distill.teaching.views import ViewRecipe, draw, random_words, render
 
 RENDERER_NICENESS = 10
 """Of the processes that render views beside a training on the CPU. At 0, a training thread would have to share its
@@ -251,5 +250,4 @@ def _plan(data: TrainingData, pass_number: int) -> NDArray[np.int64]:
 
 def _permutation(key: str, n: int) -> NDArray[np.int64]:
     """A shuffle of range(n) drawn from `key` alone."""
-    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-    return np.argsort(np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(n), kind="stable")
+    return np.argsort(random_words(key, n), kind="stable")
