@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import click
 from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
 from ced_edge.audio.clips import read_clips
 from ced_edge.errors import InputError
+from ced_edge.machine import cores
 from ced_edge.options import FILE, FOLDER, SECONDS, data_options, given_flags, json_option
 from ced_edge.spec import N_CLASSES
 from distill.options import (
@@ -57,9 +57,7 @@ RATE = click.IntRange(MIN_RATE_HZ, MAX_RATE_HZ)
     show_default=True,
     help="Seconds; a longer file is cut into segments of this length.",
 )
-@click.option(
-    "--workers", type=click.IntRange(1), default=os.cpu_count() or 1, show_default=True, help="Processes that decode."
-)
+@click.option("--workers", type=click.IntRange(1), default=cores(), show_default=True, help="Processes that decode.")
 @strict_option
 @json_option()
 def pack(

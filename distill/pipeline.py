@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from ced_edge.audio.clips import Clip
 from ced_edge.errors import InputError
 from ced_edge.files import folder_lock, read_json, sha256_file, sha256_json, write_json
 from ced_edge.labels import labels
+from ced_edge.machine import cores
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import load_model
 from ced_edge.proof.reference import JSON_NAME
@@ -140,9 +140,9 @@ def run_teach(
     """
     ensemble = ensemble or Ensemble(load_teachers(teachers, local_device(device)), shards.rate_hz)
     job = Job(shards, Store(out, views, ensemble.describe(), k, shards.hash, clean), tuple(teachers), device)
-    cores = (os.cpu_count() or 1) // local_world()
+    share = cores() // local_world()
     with stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
-        teach(job, workers or max(1, cores), progress, ensemble)
+        teach(job, workers or max(1, share), progress, ensemble)
     return job.store
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -38,3 +40,9 @@ def test_loud_audio_is_scaled_down_and_not_clipped(wave: NDArray[np.float32]) ->
     pcm = to_int16(wave).astype(np.float64)
     scale = min(1.0, 32_767 / 32_768 / max(wave.max(), 1e-9), 1.0 / max(-wave.min(), 1e-9))
     np.testing.assert_allclose(pcm, wave * (scale * 32_768), atol=0.51)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not bind processes to cores")
+def test_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
+    assert PackConfig().workers == 3

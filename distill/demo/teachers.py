@@ -28,6 +28,7 @@ from ced_edge.audio.clips import read_manifest
 from ced_edge.audio.read import load
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import disk_errors, read_json, sha256_file, sha256_json, write_json
+from ced_edge.machine import cores
 from ced_edge.network.ced import CED
 from ced_edge.spec import N_CLASSES, ModelSpec
 from distill.devices import has_fast_bf16
@@ -104,13 +105,13 @@ def train_demo_teachers(manifest: Path, out: Path, trainings: dict[str, Training
     if not missing:
         return paths
     threads = torch.get_num_threads()
-    cores = max(1, min(threads, os.cpu_count() or 1))
+    usable = min(threads, cores())
     jobs = [(name, trainings[name], manifest, paths[name], identity[name]) for name in missing]
     with contextlib.ExitStack() as stack:
-        if len(jobs) == 2 and cores > 1:
-            stack.enter_context(_in_another_process(*jobs.pop(0), cores // 2))
+        if len(jobs) == 2 and usable > 1:
+            stack.enter_context(_in_another_process(*jobs.pop(0), usable // 2))
             stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(cores - cores // 2)
+            torch.set_num_threads(usable - usable // 2)
         for job in jobs:
             with ProgressBar(f"train demo teacher {job[0]}") as bar:
                 train_one(*job, reporter=bar)

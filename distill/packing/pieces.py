@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
 from ced_edge.audio.clips import Clip, load_clip
 from ced_edge.audio.read import duration_s
 from ced_edge.errors import InputError
+from ced_edge.machine import cores
 
 _FULL_SCALE = 32_768
 
@@ -34,7 +34,7 @@ class PackConfig:
     """Shorter clips are rejected. A shorter rest of a long file is added to the segment before it."""
     silence_dbfs: float = -80.0
     """Clips whose largest sample is below this level are rejected as silent."""
-    workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int = dataclasses.field(default_factory=cores)
     strict: bool = False
     """Whether a rejected clip is an error."""
     seed: int = 0
