@@ -36,7 +36,7 @@ from distill.teaching.store import Store
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One core and the small student."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     with small_student():
         yield
 
@@ -91,7 +91,7 @@ def whole(job: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the main job from start to end."""
     runs = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch, small_student():
-        patch.setattr(os, "cpu_count", lambda: 1)
+        patch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
         patch.setattr(sys, "argv", ["ced-edge", *map(str, job), "--runs", str(runs)])
         main()
     return runs / "x"
