@@ -140,7 +140,7 @@ def test_guessed_heads_are_said_aloud(tmp_path: Path, caplog: pytest.LogCaptureF
     assert f"assuming {heads} heads" in caplog.text
 
 
-def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:
+def test_heads_that_cannot_be_guessed_are_an_error(tmp_path: Path) -> None:
     torch.save(CED(ModelSpec(width=40, heads=5, depth=1)).state_dict(), tmp_path / "odd.pt")
     with pytest.raises(InputError, match="the number of heads for width 40 is unknown"):
         load_model(tmp_path / "odd.pt")
@@ -149,7 +149,7 @@ def test_heads_that_cannot_be_guessed_are_asked_for(tmp_path: Path) -> None:
     assert load_model(tmp_path / "odd.pt").spec.heads == 10
 
 
-def test_other_heads_than_the_file_says_are_refused(model: CED, tmp_path: Path) -> None:
+def test_other_heads_than_those_of_the_file_are_refused(model: CED, tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", model, {})
     with pytest.raises(InputError, match="is a 48x2 with 3 heads; requested is a 48x2 with 6 heads"):
         load_model(tmp_path / "m.safetensors", ModelSpec(width=48, heads=6, depth=2))

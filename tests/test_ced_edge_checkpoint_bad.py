@@ -80,8 +80,8 @@ def test_a_wrong_class_count_is_never_silent(state: State, tmp_path: Path) -> No
     path = plain_safetensors(fifty, tmp_path)
     with pytest.raises(InputError, match=r"outputlayer.1.* has the shape \(50"):
         load_model(path, heads=3)
-    asked = ModelSpec(width=48, heads=3, depth=2, n_classes=50)
-    assert load_model(path, asked).spec.n_classes == 50
+    wanted = ModelSpec(width=48, heads=3, depth=2, n_classes=50)
+    assert load_model(path, wanted).spec.n_classes == 50
 
 
 def test_another_list_of_classes_is_refused(model: CED, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

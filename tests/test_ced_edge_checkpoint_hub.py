@@ -35,10 +35,10 @@ def state(model: CED) -> State:
 
 def fake_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, online: bool = True) -> list[str]:
     """A hub whose every repository is `folder`; offline, only what is in it counts as cached."""
-    asked: list[str] = []
+    requests: list[str] = []
 
     def download(repo_id: str, filename: str, *, local_files_only: bool = False) -> str:
-        asked.append(f"{repo_id}:{filename}")
+        requests.append(f"{repo_id}:{filename}")
         if (folder / filename).is_file():
             return str(folder / filename)
         if online and not local_files_only:
@@ -51,7 +51,7 @@ def fake_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, online: bool = True)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("online", [True, False])
@@ -59,9 +59,9 @@ def fake_hub(folder: Path, monkeypatch: pytest.MonkeyPatch, online: bool = True)
 def test_a_hub_name_is_fetched(
     model: CED, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., Path], online: bool
 ) -> None:
-    asked = fake_hub(write(state, tmp_path), monkeypatch, online)
+    requests = fake_hub(write(state, tmp_path), monkeypatch, online)
     loaded = load_model("mispeech/ced-tiny")
-    assert asked[:2] == ["mispeech/ced-tiny:config.json", "mispeech/ced-tiny:model.safetensors"]
+    assert requests[:2] == ["mispeech/ced-tiny:config.json", "mispeech/ced-tiny:model.safetensors"]
     with torch.inference_mode():
         torch.testing.assert_close(loaded(WAVE), model(WAVE), rtol=0, atol=0)
 
@@ -96,7 +96,9 @@ def test_a_hub_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         load_model("someone/private")
 
 
-def test_a_hub_out_of_reach_is_told_at_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hub_out_of_reach_is_reported_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """The real client, to a port where nobody answers."""
     monkeypatch.setattr(huggingface_hub, "hf_hub_url", lambda *_: "http://127.0.0.1:9/model/config.json")
     real, local = huggingface_hub.hf_hub_download, []
@@ -112,10 +114,10 @@ def test_a_hub_out_of_reach_is_told_at_once(monkeypatch: pytest.MonkeyPatch, cap
     assert not caplog.records
 
 
-def test_a_local_typo_does_not_ask_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = fake_hub(tmp_path, monkeypatch)
+def test_a_local_typo_does_not_reach_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = fake_hub(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(InputError, match="no such checkpoint: runs/tinny"):
         load_model("runs/tinny")
-    assert not asked
+    assert not requests

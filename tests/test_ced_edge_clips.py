@@ -132,7 +132,7 @@ HEADER = "filename,labels,split\n"
         ("# YTID, start_seconds\n", None, "lists no clips"),
     ],
 )
-def test_a_wrong_manifest_is_told_with_line_and_mend(
+def test_a_wrong_manifest_is_reported_with_line_and_mend(
     tmp_path: Path, text: str, split: str | None, message: str
 ) -> None:
     path = manifest(tmp_path, text)
@@ -143,7 +143,7 @@ def test_a_wrong_manifest_is_told_with_line_and_mend(
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_name_in_two_splits_is_fine_when_one_is_asked_for(tmp_path: Path) -> None:
+def test_the_same_name_in_two_splits_is_fine_when_one_is_read(tmp_path: Path) -> None:
     path = manifest(tmp_path, HEADER + "a.wav,1,train\na.wav,2,dev\n")
     assert [c.labels for c in read_manifest(path, "dev")] == [(2,)]
 

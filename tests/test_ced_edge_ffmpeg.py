@@ -68,9 +68,9 @@ def lag(found: audio.Float32, expected: audio.Float32) -> int:
     return best if best < n // 2 else best - n
 
 
-# Suffix, codec, rate, and how late and how much longer at most, in samples: what the format does not tell of.
+# Suffix, codec, rate, and how late and how much longer at most, in samples: what the format does not record.
 FORMATS = [
-    ("m4a", "aac", 48_000, 0, 48),  # mp4 tells lengths in ms
+    ("m4a", "aac", 48_000, 0, 48),  # mp4 holds lengths in ms
     ("mp4", "aac", 44_100, 0, 44),
     ("3gp", "aac", 16_000, 0, 16),
     ("mov", "pcm_s16le", 48_000, 0, 0),
@@ -176,7 +176,7 @@ def test_cut_and_damaged_files(tmp_path: Path, suffix: str, codec: str, capfd: p
     good = record(tmp_path / f"a.{suffix}", codec, chirp(), movflags="faststart").read_bytes()
     path = tmp_path / f"b.{suffix}"
     path.write_bytes(good[: len(good) // 2])
-    if suffix == "aac":  # which has no header that would tell: used as far as it goes, as ogg is
+    if suffix == "aac":  # which has no header with a length: used as far as it goes, as ogg is
         assert len(audio.decode(path)[0]) == pytest.approx(RATE * SECONDS / 2, rel=0.05)
     else:
         with pytest.raises(AudioError, match="truncated or damaged"):
@@ -201,7 +201,7 @@ def test_a_recording_that_never_was_finished(tmp_path: Path) -> None:
         audio.decode(path)
 
 
-def test_without_pyav_the_mend_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_the_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     for name, reason in (("A.M4A", "its format needs PyAV: pip install 'ced-edge[av]'"), ("a.txt", "not audio")):
         (tmp_path / name).write_text("anything")
@@ -234,7 +234,7 @@ def test_libsndfiles_formats_need_no_pyav(
 
 
 def test_hours_take_no_memory(tmp_path: Path) -> None:
-    """The peak of a process that hears an hour, over that of one which hears a minute."""
+    """The peak of a process that reads an hour, over that of one that reads a minute."""
 
     def peak_mb(minutes: int) -> float:
         path = record(tmp_path / f"{minutes}.mka", "flac", np.zeros(minutes * 60 * 8_000, np.float32), 8_000)

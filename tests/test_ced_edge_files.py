@@ -102,16 +102,16 @@ def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "message"),
     [
         ("/proc/nope/x", "No such file or directory: .*nope"),
         ("file/x", "exists|Not a directory"),
         ("x" * 300, "too long"),
     ],
 )
-def test_a_place_that_cannot_be(tmp_path: Path, place: str, told: str) -> None:
+def test_a_place_that_cannot_be(tmp_path: Path, place: str, message: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CedEdgeError, match=f"cannot write .*({told})"), atomic_path(tmp_path / place):
+    with pytest.raises(CedEdgeError, match=f"cannot write .*({message})"), atomic_path(tmp_path / place):
         pass
 
 

@@ -51,10 +51,10 @@ def test_raw_samples_through_a_pipe(format: str, dtype: str, scale: int, channel
     writer = threading.Thread(target=write)
     writer.start()
     with os.fdopen(back, "rb") as pipe:
-        heard = read_all(PcmSource(pipe, RATE, channels, format))
+        received = read_all(PcmSource(pipe, RATE, channels, format))
     writer.join()
-    assert heard.shape == x.shape
-    np.testing.assert_array_equal(heard, (raw / scale).astype(np.float32))
+    assert received.shape == x.shape
+    np.testing.assert_array_equal(received, (raw / scale).astype(np.float32))
 
 
 def test_pieces_are_short_so_that_answers_need_not_wait() -> None:
@@ -102,7 +102,7 @@ def test_unknown_pcm() -> None:
 
 
 class Clock:
-    """Time that goes on only when told."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -112,7 +112,7 @@ class Clock:
 
 
 class Pipe:
-    """A pipe into which audio comes when it is told, with the time that goes by before; so it is heard in step."""
+    """A pipe into which the test puts audio, and the time that passes before; so audio and clock are in step."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, piece_s: float = 0.1) -> None:
         self.clock, self._piece_s = Clock(), piece_s
@@ -295,7 +295,7 @@ def test_a_microphone_that_nobody_reads_blocks_nothing(portaudio: Any) -> None:
 
 
 @pytest.mark.parametrize("pieces", [0, 10, 400])
-def test_a_microphone_that_goes_away_is_told_of(portaudio: Any, pieces: int) -> None:
+def test_a_microphone_that_goes_away_is_reported(portaudio: Any, pieces: int) -> None:
     mic = Microphone()
     options, piece = portaudio.stream.options, np.zeros((4_410, 1), np.float32)
     for _ in range(pieces):

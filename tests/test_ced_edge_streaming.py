@@ -102,7 +102,7 @@ def test_any_chunking_is_offline(
 
 @settings(max_examples=60)
 @given(samples=st.integers(0, 20_000), hop=st.sampled_from([0.2, 0.07, 0.0125]), at=st.lists(st.floats(0, 1)))
-def test_windows_hold_the_samples_that_windows_py_says(samples: int, hop: float, at: list[float]) -> None:
+def test_windows_hold_the_samples_of_windows_py(samples: int, hop: float, at: list[float]) -> None:
     wave = wave_of(samples, 1, 0)
     tags = run(make(Echo(), hop_s=hop), cut(wave, at))
     spans = chunks(samples, 3_200, round(hop * RATE))

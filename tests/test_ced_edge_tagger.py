@@ -224,7 +224,7 @@ def wrong_ports(mel: bool) -> list[tuple[str, Fake]]:
 @pytest.mark.parametrize(
     ("input", "case"), [(input, i) for input in ("waveform", "mel") for i in range(len(wrong_ports(input == "mel")))]
 )
-def test_a_file_that_is_not_what_bundle_json_says(monkeypatch: pytest.MonkeyPatch, input: str, case: int) -> None:
+def test_a_file_that_does_not_fit_bundle_json(monkeypatch: pytest.MonkeyPatch, input: str, case: int) -> None:
     what, fake = wrong_ports(input == "mel")[case]
     monkeypatch.setattr(tagger, "load_backend", lambda path, threads, runtime: fake)
     message = rf"is not what its bundle.json says: its {what} is .*export the bundle again"

@@ -20,7 +20,7 @@ def test_every_sample_is_covered_and_only_the_tail_is_short(samples: int, size: 
     assert [start for start, _ in windows] == [i * hop for i in range(len(windows))]
     assert all(stop - start == chunk for start, stop in windows[:-1])
     assert all(0 < stop - start <= chunk for start, stop in windows)
-    # No window that tells nothing new: the one before the last does not yet reach the end.
+    # No window without new samples: the one before the last does not yet reach the end.
     assert len(windows) < 2 or windows[-2][1] < samples
 
 

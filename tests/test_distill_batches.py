@@ -70,7 +70,7 @@ def test_what_a_batch_holds(stream: TrainingData) -> None:
     assert ((batch.target >= 0) & (batch.target <= 1)).all()
 
 
-def heard(stream: TrainingData, turn: int) -> list[tuple[str, int]]:
+def rows_of(stream: TrainingData, turn: int) -> list[tuple[str, int]]:
     """(shard, clip) of each row of a pass, in order."""
     return [(stream.pack.shards[int(s)].name, int(c)) for s, c in dataset._plan(stream, turn)]
 
@@ -80,7 +80,7 @@ def test_rows_are_the_views_of_the_clips_and_their_own_answers(stream: TrainingD
     per_pass = 6
     for number, batch in enumerate(take(stream, 3 * per_pass)):
         turn, i = divmod(number, per_pass)
-        for row, (name, clip) in enumerate(heard(stream, turn)[4 * i : 4 * i + 4]):
+        for row, (name, clip) in enumerate(rows_of(stream, turn)[4 * i : 4 * i + 4]):
             shard = next(s for s in stream.pack.shards if s.name == name)
             clips = read_shard(stream.pack, shard)
             view = draw(RECIPE, turn, clip, [c.id for c in clips])
@@ -92,7 +92,7 @@ def test_rows_are_the_views_of_the_clips_and_their_own_answers(stream: TrainingD
 
 
 def test_every_clip_once_in_a_pass_and_in_another_order_in_the_next(stream: TrainingData) -> None:
-    passes = [heard(stream, turn) for turn in range(4)]
+    passes = [rows_of(stream, turn) for turn in range(4)]
     everything = sorted((s.name, c) for s in stream.pack.shards for c in range(s.clips))
     assert all(sorted(rows) == everything for rows in passes)
     assert len({tuple(rows) for rows in passes}) == 4
@@ -107,7 +107,7 @@ class Rows(Batches):
 
 
 class Worker(NamedTuple):
-    """What torch tells a process of its loader."""
+    """What torch passes to a process of its loader."""
 
     id: int
     num_workers: int
@@ -175,7 +175,7 @@ def test_every_process_is_in_the_same_pass_at_the_same_step(
 def test_readers_share_few_shards(processes: tuple[list[TrainingData], int]) -> None:
     """Each reader reads a run of shards, each of them once; only the shards at the borders have two readers or more."""
     ranks, _ = processes
-    names = [[name for name, _ in itertools.groupby(heard(stream, 3), key=lambda row: row[0])] for stream in ranks]
+    names = [[name for name, _ in itertools.groupby(rows_of(stream, 3), key=lambda row: row[0])] for stream in ranks]
     assert all(len(set(n)) == len(n) for n in names)
     assert sum(map(len, names)) <= len(ranks[0].pack.shards) + len(ranks) - 1
 
@@ -193,13 +193,13 @@ def test_all_ranks_use_all_window_lengths_together(tmp_path: Path) -> None:
 
 
 def test_ranks_and_workers_are_alike_readers(stream: TrainingData) -> None:
-    """Two workers of one process hear what two processes of one reader hear, in turn."""
+    """Two workers of one process read what two processes of one reader read, in turn."""
     ranks = [take(dataclasses.replace(stream, rank=rank, world=2), 5) for rank in range(2)]
     both = list(itertools.chain(*zip(*ranks, strict=True)))
     assert_same(take(stream, 10, workers=2), both)
 
 
-def test_epochs_come_in_order_each_as_often_as_asked(stream: TrainingData) -> None:
+def test_epochs_come_in_order_each_repeats_times(stream: TrainingData) -> None:
     twice = dataclasses.replace(stream, repeats=2)
     assert [twice.epoch(turn) for turn in range(8)] == [0, 0, 1, 1, 2, 2, 0, 0]
     lengths = [batch.wave.shape[1] / RATE_HZ for batch in take(stream, 18)]
@@ -245,7 +245,7 @@ def test_a_mix_of_clips_with_clean_answers_holds_what_each_of_them_holds(stream:
     recipe = ViewRecipe(windows=((1, 0.4),), mix=(0.0, 0.5, 0.5))
     mixes = 0
     for i, batch in enumerate(take(TrainingData(stream.pack, clean, recipe, 4, RATE_HZ), 6)):
-        rows = heard(TrainingData(stream.pack, clean, recipe, 4, RATE_HZ), 0)[4 * i : 4 * i + 4]
+        rows = rows_of(TrainingData(stream.pack, clean, recipe, 4, RATE_HZ), 0)[4 * i : 4 * i + 4]
         for row, (name, clip) in enumerate(rows):
             shard = next(s for s in stream.pack.shards if s.name == name)
             dense, kept = clean.read(CLEAN_EPOCH, name, shard.clips).dense("tail")

@@ -26,20 +26,20 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_all_problems_are_told_at_once_with_their_flags() -> None:
+def test_all_problems_are_reported_at_once_with_their_flags() -> None:
     with pytest.raises(InputError) as e:
         TrainConfig(
             size="huge", steps=-1, batch=0, lr=NAN, warmup=1.0, ema=1.5, clip=0.0, bce=0.0, kl=0.0, fill="half",
             optimizer="sgd", precision="fp8", workers=-2, weight_decay=-0.1, checkpoint_minutes=INFINITE, seed=-1,
         )  # fmt: skip
-    told = str(e.value)
+    message = str(e.value)
     flags = (
         "--size", "--steps", "--batch", "--lr", "--warmup", "--ema", "--clip", "--bce", "--kl", "--fill",
         "--optimizer", "--precision", "--workers", "--weight-decay", "--checkpoint-minutes", "--seed",
     )  # fmt: skip
-    assert [flag for flag in flags if flag not in told] == []
-    assert "\n" not in told
-    assert "--size must be one of tiny, mini, small, base, not 'huge'" in told
+    assert [flag for flag in flags if flag not in message] == []
+    assert "\n" not in message
+    assert "--size must be one of tiny, mini, small, base, not 'huge'" in message
     assert e.value.exit_code == 2
 
 
@@ -71,20 +71,20 @@ def test_dict_and_back() -> None:
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
-def test_unknown_keys_and_wrong_types_are_told_at_once() -> None:
+def test_unknown_keys_and_wrong_types_are_reported_at_once() -> None:
     fields: dict[str, Any] = {"sizes": "tiny", "steps": "many", "lr": True, "compile": 1, "batch": 2.0, "warmup": 0}
     with pytest.raises(InputError) as e:
         TrainConfig.from_dict(fields, "my.toml")
-    told = str(e.value)
-    assert told.startswith("my.toml: unknown key sizes; there are size, batch")
+    message = str(e.value)
+    assert message.startswith("my.toml: unknown key sizes; there are size, batch")
     for problem in (
         "steps must be of type int, not 'many'",
         "lr must be of type float",
         "compile must be of type bool",
         "batch must be of type int",
     ):
-        assert problem in told
-    assert "warmup" not in told.partition("log_every")[2]  # a whole number will do
+        assert problem in message
+    assert "warmup" not in message.partition("log_every")[2]  # a whole number will do
 
 
 def test_toml(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_toml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("lr = 1e-3\nlearning_rate = 2\n", "unknown key learning_rate"),
         ("lr = = 1", "not readable TOML"),
@@ -103,8 +103,8 @@ def test_toml(tmp_path: Path) -> None:
         ("[train]\nbatch = 3", "unknown key train"),
     ],
 )
-def test_bad_toml(tmp_path: Path, text: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_bad_toml(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         TrainConfig.read(write(tmp_path / "a.toml", text))
 
 
@@ -118,7 +118,7 @@ def test_toml_that_is_no_text_or_not_there(tmp_path: Path) -> None:
         read_toml(tmp_path)
 
 
-def asked(arguments: list[str], **defaults: Any) -> TrainConfig:
+def parsed(arguments: list[str], **defaults: Any) -> TrainConfig:
     """The config that a command with the training flags is called with."""
     found: list[TrainConfig] = []
 
@@ -135,27 +135,27 @@ def asked(arguments: list[str], **defaults: Any) -> TrainConfig:
 
 def test_flags_go_before_toml_and_toml_before_defaults(tmp_path: Path) -> None:
     file = str(write(tmp_path / "a.toml", "lr = 1e-4\nsteps = 10\ncompile = true\nbatch = 16\n"))
-    config = asked(["--config", file, "--steps", "20", "--no-compile"], batch=8, kl=0.5)
+    config = parsed(["--config", file, "--steps", "20", "--no-compile"], batch=8, kl=0.5)
     assert (config.lr, config.steps, config.compile, config.batch, config.kl) == (1e-4, 20, False, 16, 0.5)
-    assert asked([], kl=0.5) == TrainConfig(kl=0.5)
-    assert asked([]) == TrainConfig()
+    assert parsed([], kl=0.5) == TrainConfig(kl=0.5)
+    assert parsed([]) == TrainConfig()
 
 
 def test_every_field_has_a_flag() -> None:
     for field in dataclasses.fields(TrainConfig):
         name = "--" + field.name.replace("_", "-")
         if isinstance(field.default, bool):
-            assert getattr(asked([name]), field.name) is True
-            assert getattr(asked(["--no-" + name[2:]]), field.name) is False
+            assert getattr(parsed([name]), field.name) is True
+            assert getattr(parsed(["--no-" + name[2:]]), field.name) is False
         else:
-            assert getattr(asked([name, str(field.default)]), field.name) == field.default
+            assert getattr(parsed([name, str(field.default)]), field.name) == field.default
 
 
 def test_bad_flags() -> None:
     with pytest.raises(InputError, match="--lr must be above 0"):
-        asked(["--lr", "0"])
+        parsed(["--lr", "0"])
     with pytest.raises(click.UsageError, match="not a valid integer"):
-        asked(["--steps", "many"])
+        parsed(["--steps", "many"])
 
 
 def test_windows() -> None:

@@ -51,13 +51,13 @@ def rng() -> torch.Generator:
 def test_without_mixing_labels_stay_and_levels_stay_within_gain_and_floor() -> None:
     mel = torch.full((64, 20, 50), 0.0)
     target = torch.eye(64)
-    heard, labels = augment(mel, target, 0.0, -11.5, rng())
+    augmented, labels = augment(mel, target, 0.0, -11.5, rng())
     assert torch.equal(labels, target)
-    kept = heard[heard > -11.4]
+    kept = augmented[augmented > -11.4]
     decibels = kept / math.log(10.0) * 10.0
     assert decibels.min() >= -9.001
     assert decibels.max() <= 5.001
-    masked = (heard <= -11.4).flatten(1).float().mean(dim=1)
+    masked = (augmented <= -11.4).flatten(1).float().mean(dim=1)
     assert 0.3 < (masked == 0).float().mean() < 0.7 or (masked > 0).any()
     assert masked.max() < 0.45  # a fifth of the time and a quarter of the bands
 
@@ -65,11 +65,11 @@ def test_without_mixing_labels_stay_and_levels_stay_within_gain_and_floor() -> N
 def test_mixing_adds_power_and_joins_labels() -> None:
     mel = torch.zeros(32, 8, 16)
     target = torch.eye(32)
-    heard, labels = augment(mel, target, 1.0, -30.0, rng(), gain_db=(0.0, 0.0))
+    augmented, labels = augment(mel, target, 1.0, -30.0, rng(), gain_db=(0.0, 0.0))
     assert torch.equal(labels.diagonal(), torch.ones(32))
     assert set(labels.sum(dim=1).tolist()) <= {1.0, 2.0}
     assert (labels.sum(dim=1) == 2).any()
-    power = heard[heard > -29.0].exp()  # 1 and a partner at -12 to 2 dB
+    power = augmented[augmented > -29.0].exp()  # 1 and a partner at -12 to 2 dB
     assert power.min() >= 1 + 10**-1.2 - 1e-4
     assert power.max() <= 1 + 10**0.2 + 1e-4
 
@@ -77,8 +77,10 @@ def test_mixing_adds_power_and_joins_labels() -> None:
 def test_rolling_keeps_every_frame() -> None:
     mel = torch.arange(40.0).expand(16, 4, 40).contiguous()
     for seed in range(20):
-        heard, _ = augment(mel, torch.zeros(16, 2), 0.0, -1e9, torch.Generator().manual_seed(seed), gain_db=(0.0, 0.0))
-        whole = [clip[0] for clip in heard if (clip > -1e8).all()]
+        augmented, _ = augment(
+            mel, torch.zeros(16, 2), 0.0, -1e9, torch.Generator().manual_seed(seed), gain_db=(0.0, 0.0)
+        )
+        whole = [clip[0] for clip in augmented if (clip > -1e8).all()]
         assert all(torch.equal(clip.sort().values, torch.arange(40.0)) for clip in whole)
         assert any(clip[0] != 0 for clip in whole)
 
@@ -132,7 +134,7 @@ def test_both_load_as_different_teachers_that_know_silence(trained: dict[str, Pa
         noise = 3e-4 * torch.randn(2, teacher.rate_hz, generator=rng())
         probabilities = teacher(noise)
         assert probabilities.shape == (2, 527)
-        assert probabilities[:, unknown].max() < 0.01  # nothing that was never heard
+        assert probabilities[:, unknown].max() < 0.01  # no class that was never trained
         assert probabilities[0, index_of("Silence")] > 0.02  # the share of silent clips is 1 in 24
 
 
@@ -218,7 +220,7 @@ def test_side_by_side_gives_two_teachers_and_restores_the_threads(manifest: Path
 # ---- bad input ----------------------------------------------------------------------------------------------------
 
 
-def test_failure_of_the_other_process_is_told(manifest: Path, tmp_path: Path) -> None:
+def test_failure_of_the_other_process_is_reported(manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "cnn.pt").mkdir()  # the file cannot be put there
     training = Training(steps=1, lr=1e-3)
     with (

@@ -67,7 +67,7 @@ def sine(hz: float, rate_hz: int) -> Tensor:
     return torch.sin(2 * torch.pi * hz * t).float()[None]
 
 
-def test_each_hears_its_own_rate_resampled_once() -> None:
+def test_each_gets_its_own_rate_resampled_once() -> None:
     a, b, c = Constant("a", {0: 1}, 32_000), Constant("b", {0: 1}), Constant("c", {0: 1}, 32_000)
     ensemble = Ensemble([a, b, c], RATE_HZ)
     wave = sine(1_000, RATE_HZ)

@@ -114,7 +114,7 @@ def test_the_batch_size_changes_nothing(model: CED, clips: list[Clip], batch_siz
     assert max(done) <= batch_size
 
 
-def test_clips_of_one_length_are_heard_together(clips: list[Clip]) -> None:
+def test_clips_of_one_length_are_predicted_together(clips: list[Clip]) -> None:
     shapes: list[tuple[int, ...]] = []
 
     def tagger(wave: Tensor) -> Tensor:
@@ -127,18 +127,18 @@ def test_clips_of_one_length_are_heard_together(clips: list[Clip]) -> None:
 
 def test_memory_does_not_grow_with_clips_of_many_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [Clip(str(i), tmp_path / str(i), (0,)) for i in range(100)]
-    heard = 0
+    predicted = 0
     loaded = 0
 
     def fake_load(clip: Clip, rate_hz: int) -> np.ndarray:  # type: ignore[type-arg]
         nonlocal loaded
         loaded += 1
-        assert loaded - heard <= 3 * 4
+        assert loaded - predicted <= 3 * 4
         return np.zeros(1_000 + int(clip.id), np.float32)
 
     def tagger(wave: Tensor) -> Tensor:
-        nonlocal heard
-        heard += len(wave)
+        nonlocal predicted
+        predicted += len(wave)
         return torch.zeros(len(wave), 527)
 
     monkeypatch.setattr(evaluate_module, "_load", fake_load)
@@ -216,7 +216,7 @@ def test_no_labels(clips: list[Clip]) -> None:
         evaluate_predictor(by_pitch, [], 16_000)
 
 
-def test_unlabelled_clips_are_heard_but_not_counted(clips: list[Clip]) -> None:
+def test_unlabelled_clips_are_predicted_but_not_counted(clips: list[Clip]) -> None:
     extra = dataclasses.replace(clips[0], id="extra", labels=None, group=None)
     evaluation = evaluate_predictor(by_pitch, [*clips, extra], 16_000)
     assert len(evaluation.probs) == 14

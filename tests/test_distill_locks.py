@@ -230,7 +230,7 @@ def test_numbers_of_the_index(tmp_path: Path, changes: dict[str, Any]) -> None:
         Pack.open(tmp_path)
 
 
-def test_fewer_samples_than_the_index_says(tmp_path: Path) -> None:
+def test_fewer_samples_than_in_the_index(tmp_path: Path) -> None:
     packed = make_pack(tmp_path, [member("a.flac", flac(1_600)), member("a.json", fields())], seconds=0.2)
     with pytest.raises(InputError, match=r"holds 1 clips, 0.1 s, where the index says 1 clips, 0.2 s"):
         read_shard(packed, packed.shards[0])

@@ -60,7 +60,7 @@ def test_windows_are_averaged_and_classes_in_order(tmp_path: Path, shape: SHAPE)
     torch.testing.assert_close(probs[1], gains / WINDOW / 3)
 
 
-def test_free_length_hears_the_whole_clip(tmp_path: Path) -> None:
+def test_free_length_gets_the_whole_clip(tmp_path: Path) -> None:
     teacher = load_teacher(save_onnx(tmp_path / "m.onnx", ("b", "samples"), 527))
     wave = torch.full((1, 50_000), 0.5)
     assert float(teacher(wave)[0, 526]) == pytest.approx(0.25)
@@ -132,7 +132,7 @@ def test_missing_class_map(tmp_path: Path) -> None:
         load_teacher(TeacherSpec("m", str(path), class_map=tmp_path / "none.csv"))
 
 
-def test_logits_are_asked_for(tmp_path: Path) -> None:
+def test_logits_are_an_option(tmp_path: Path) -> None:
     path = save_onnx(tmp_path / "m.onnx", (1, WINDOW), 527, kind="logits")
     with pytest.raises(CedEdgeError, match='not probabilities: set output = "logits"'):
         load_teacher(path)(torch.ones(1, WINDOW))

@@ -308,7 +308,7 @@ def fail_after(monkeypatch: pytest.MonkeyPatch, members: int, error: OSError) ->
 
 
 @pytest.mark.parametrize("members", [0, 11])
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: int
 ) -> None:
     clips = make_clips(tmp_path / "in", 12)
@@ -396,9 +396,3 @@ def test_names_must_differ_also_across_manifests(tmp_path: Path) -> None:
         pack([*clips, clips[0]], tmp_path / "out", config())
     with pytest.raises(InputError, match="no clips to pack"):
         pack([], tmp_path / "out", config())
-
-
-def test_a_wrong_config_tells_all_that_is_wrong() -> None:
-    with pytest.raises(InputError) as caught:
-        PackConfig(rate_hz=0, clips_per_shard=0, min_s=2.0, segment_s=1.0, silence_dbfs=float("nan"), workers=0)
-    assert all(word in str(caught.value) for word in ("rate_hz", "clips_per_shard", "min_s", "silence_dbfs", "workers"))

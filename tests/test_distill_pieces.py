@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from ced_edge.audio.clips import Clip
+from ced_edge.errors import InputError
 from distill.packing.pieces import PackConfig, cut, to_int16
 
 
@@ -46,3 +47,9 @@ def test_loud_audio_is_scaled_down_and_not_clipped(wave: NDArray[np.float32]) ->
 def test_as_many_workers_as_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
     assert PackConfig().workers == 3
+
+
+def test_a_wrong_config_names_all_that_is_wrong() -> None:
+    with pytest.raises(InputError) as caught:
+        PackConfig(rate_hz=0, clips_per_shard=0, min_s=2.0, segment_s=1.0, silence_dbfs=float("nan"), workers=0)
+    assert all(word in str(caught.value) for word in ("rate_hz", "clips_per_shard", "min_s", "silence_dbfs", "workers"))

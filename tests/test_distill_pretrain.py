@@ -62,7 +62,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    """Twenty clips of two seconds in two shards: a buzz that dies away every 160 ms, so a part tells the rest."""
+    """Twenty two-second clips in two shards: a buzz that dies away every 160 ms, so the rest follows from a part."""
     folder = tmp_path_factory.mktemp("audio")
     rng = np.random.default_rng(0)
     t = np.arange(2 * RATE_HZ) / RATE_HZ
@@ -105,7 +105,7 @@ def test_every_patch_is_hidden_equally_often() -> None:
     assert (counts - 5_000).abs().max() < 5 * 61
 
 
-def test_at_least_one_patch_is_heard_and_one_hidden() -> None:
+def test_at_least_one_patch_is_visible_and_one_hidden() -> None:
     assert [n_visible(48, 0.75), n_visible(4, 0.99), n_visible(4, 0.01)] == [12, 1, 3]
 
 
@@ -134,15 +134,15 @@ def test_silence_has_finite_targets() -> None:
     assert all(p.grad.isfinite().all() for p in mae.parameters() if p.grad is not None)
 
 
-def test_the_student_hears_the_visible_patches_only() -> None:
+def test_the_student_gets_the_visible_patches_only() -> None:
     mae = autoencoder().eval()  # in training the statistics of a batch pass through init_bn, as they always do
     mel = torch.randn(1, 64, 96, requires_grad=True)
     order, visible = shuffles(1, 0, 1, 24), 6
     mae.reconstruct(mel, order, visible).square().sum().backward()
     assert mel.grad is not None
-    heard = F.unfold(mel.grad[:, None], kernel_size=16, stride=16)[0].abs().sum(dim=0)  # (24,)
-    assert (heard[order[0, :visible]] > 0).all()
-    assert (heard[order[0, visible:]] == 0).all()
+    used = F.unfold(mel.grad[:, None], kernel_size=16, stride=16)[0].abs().sum(dim=0)  # (24,)
+    assert (used[order[0, :visible]] > 0).all()
+    assert (used[order[0, visible:]] == 0).all()
 
 
 def test_the_loss_is_the_error_on_the_hidden_patches() -> None:

@@ -221,7 +221,7 @@ def test_sine_is_one_line_and_harmonic_many_at_whole_multiples() -> None:
 # ---- building blocks ----------------------------------------------------------------------------------------------
 
 
-def test_timbre_has_just_the_harmonics_asked_for_and_none_that_alias() -> None:
+def test_timbre_has_just_the_given_harmonics_and_none_that_alias() -> None:
     phase = np.arange(RATE_HZ) * (1_000 / RATE_HZ)
     spectrum = np.abs(np.fft.rfft(timbre(phase, np.array([1.0, 0.0, 0.5] + [1.0] * 20), 1_000, RATE_HZ)))
     lines = np.flatnonzero(spectrum > 0.01 * spectrum.max())

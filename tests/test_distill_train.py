@@ -52,7 +52,7 @@ def same_files(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
-def test_the_loss_falls_and_the_student_tells_the_tones_apart(
+def test_the_loss_falls_and_the_student_separates_the_tones(
     stream: TrainingData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = ViewRecipe(windows=((5, 0.4),), mix=(1.0,))
@@ -74,17 +74,17 @@ def test_the_loss_falls_and_the_student_tells_the_tones_apart(
         assert load_model(weights)(tones).argmax(dim=1).tolist() == [0, 1, 2, 3]
 
 
-def test_the_checkpoint_says_what_it_is(stream: TrainingData, tmp_path: Path) -> None:
+def test_the_checkpoint_describes_itself(stream: TrainingData, tmp_path: Path) -> None:
     weights = train(tmp_path, stream, config(steps=3, seed=5))
     assert weights == tmp_path / MODEL_NAME
-    told = read_metadata(weights)
-    assert ModelSpec.from_dict(told["spec"]) == SMALL
-    assert told["labels_hash"] == labels_hash()
-    assert told["git_revision"] == git_revision()
-    assert TrainConfig.from_dict(told["recipe"]["train"]) == config(steps=3, seed=5)
-    assert ViewRecipe.from_dict(told["recipe"]["views"]) == RECIPE
-    assert told["recipe"]["store"]["pack"] == stream.pack.hash
-    assert told["recipe"]["store"]["teachers"] == stream.store.teachers
+    metadata = read_metadata(weights)
+    assert ModelSpec.from_dict(metadata["spec"]) == SMALL
+    assert metadata["labels_hash"] == labels_hash()
+    assert metadata["git_revision"] == git_revision()
+    assert TrainConfig.from_dict(metadata["recipe"]["train"]) == config(steps=3, seed=5)
+    assert ViewRecipe.from_dict(metadata["recipe"]["views"]) == RECIPE
+    assert metadata["recipe"]["store"]["pack"] == stream.pack.hash
+    assert metadata["recipe"]["store"]["teachers"] == stream.store.teachers
     with safe_open(weights, "pt") as f:
         assert f.metadata()["step"] == "3"
     assert load_model(weights).spec == SMALL
@@ -119,7 +119,7 @@ def test_the_average_is_that_of_the_formula() -> None:
     assert counts[0].item() == 7
 
 
-def test_steps_are_those_of_all_epochs_unless_told(stream: TrainingData, tmp_path: Path) -> None:
+def test_steps_are_those_of_all_epochs_unless_given(stream: TrainingData, tmp_path: Path) -> None:
     notes = Notes()
     train(tmp_path, stream, config(), reporter=notes)
     assert notes.steps[-1] == 3 * 24 // 4
@@ -133,7 +133,7 @@ def test_a_reporter_gets_every_step_and_the_log_some(stream: TrainingData, tmp_p
     assert [row["step"] for row in read_log(tmp_path)] == [5, 10, 12]
 
 
-def test_asked_again_a_finished_run_is_left_alone(stream: TrainingData, tmp_path: Path) -> None:
+def test_a_finished_run_is_left_alone(stream: TrainingData, tmp_path: Path) -> None:
     train(tmp_path, stream, config(steps=3), reporter=Notes())
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     notes = Notes()
@@ -172,7 +172,7 @@ def test_a_student_that_predicts_the_same_for_every_clip_is_reported(
     assert "raise --kl or start with --init" in caplog.messages[0]
 
 
-def test_no_warning_at_the_start_nor_of_a_student_that_tells_clips_apart(
+def test_no_warning_at_the_start_nor_of_a_student_that_separates_clips(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def warned(spreads: list[float]) -> list[str]:
@@ -238,7 +238,7 @@ def test_short_windows_visit_the_whole_time_embedding_and_long_ones_fit() -> Non
 
 
 @pytest.mark.parametrize("random_offset", [True, False])
-def test_windows_stay_at_the_start_of_the_embedding_if_asked_to(
+def test_windows_can_stay_at_the_start_of_the_embedding(
     stream: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_offset: bool
 ) -> None:
     offsets = []

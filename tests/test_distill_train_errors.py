@@ -72,7 +72,7 @@ def one_line(e: pytest.ExceptionInfo[CedEdgeError]) -> str:
     return str(e.value)
 
 
-def test_an_absurd_learning_rate_is_told_and_the_checkpoint_kept(
+def test_an_absurd_learning_rate_is_reported_and_the_checkpoint_kept(
     stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "schedule", lambda *_: 1e30)
@@ -82,7 +82,7 @@ def test_an_absurd_learning_rate_is_told_and_the_checkpoint_kept(
     assert_kept(saved)
 
 
-def test_poisoned_answers_are_told(stream: TrainingData, tmp_path: Path) -> None:
+def test_poisoned_predictions_are_reported(stream: TrainingData, tmp_path: Path) -> None:
     poisoned = make_store(tmp_path / "store", stream.pack)
     nan = TopK.top_k(np.full((6, 527), np.nan, np.float32), 5)
     for shard in stream.pack.shards:  # a tail that is no number: eight bits cannot hold one
@@ -106,7 +106,7 @@ def test_poisoned_answers_are_told(stream: TrainingData, tmp_path: Path) -> None
         RuntimeError("CUDA error: out of memory\nCompile with ..."),
     ],
 )
-def test_too_little_memory_is_told(
+def test_too_little_memory_is_reported(
     stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def forward(*_: object) -> None:
@@ -142,7 +142,7 @@ def test_other_errors_are_not_called_out_of_memory(
 
 
 @pytest.mark.parametrize("name", [MODEL_NAME, STATE_NAME])
-def test_a_disk_that_is_full_while_saving_is_told(stream: TrainingData, saved: Path, name: str) -> None:
+def test_a_disk_that_is_full_while_saving_is_reported(stream: TrainingData, saved: Path, name: str) -> None:
     room = (saved / name).stat().st_size - 1_000
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -163,7 +163,7 @@ def test_a_disk_that_is_full_while_saving_is_told(stream: TrainingData, saved: P
     assert torch.load(saved / STATE_NAME, weights_only=True)["step"] == 12
 
 
-def test_a_disk_that_is_full_while_logging_is_told(
+def test_a_disk_that_is_full_while_logging_is_reported(
     stream: TrainingData, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(*_: object) -> None:
@@ -176,7 +176,7 @@ def test_a_disk_that_is_full_while_logging_is_told(
     assert_kept(saved)
 
 
-def test_a_renderer_that_dies_is_told(stream: TrainingData, tmp_path: Path) -> None:
+def test_a_renderer_that_dies_is_reported(stream: TrainingData, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ["--batch", 4, "--workers", 1, "--steps", 5_000, "--log-every", 1]
     process = start_command("train", "--pack", stream.pack.location, "--store", stream.store.path, "--out", run, *flags)

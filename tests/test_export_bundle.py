@@ -84,7 +84,7 @@ def test_each_file_predicts_as_the_checkpoint(exported: Path, model: CED, name: 
         assert np.abs(tagger.predict_window(wave) - expected).max() < limit
 
 
-def test_the_bundle_tells_what_it_is(exported: Path) -> None:
+def test_the_bundle_describes_itself(exported: Path) -> None:
     bundle = read_bundle(exported)
     assert [f.name for f in bundle.files] == NAMES
     assert bundle.file().kind == "int8"

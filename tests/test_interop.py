@@ -80,7 +80,7 @@ def run(client: str, script: str, *arguments: Path) -> subprocess.CompletedProce
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=500)
 
 
-def ask(client: str, script: str, file: Path, clips: list[Path]) -> Float32:
+def predict_with(client: str, script: str, file: Path, clips: list[Path]) -> Float32:
     """What a client answers, (clips, classes)."""
     done = run(client, script, file, *clips)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def assert_same(theirs: Float32, expected: Float32, tolerance: float) -> None:
 def test_mediapipe(bundles: Path, clips: dict[Path, Float32], kind: str) -> None:
     """MediaPipe reads rate and window from the metadata and the names from the packed labels."""
     file, whole = model(bundles, "waveform", kind, "tflite"), list(clips)[: len(SECONDS)]
-    theirs = ask("mediapipe", "mediapipe_client.py", file, whole)
+    theirs = predict_with("mediapipe", "mediapipe_client.py", file, whole)
     assert_same(theirs, ours(file, [clips[c] for c in whole]), 1e-3)
 
 
@@ -126,7 +126,7 @@ def test_tflite(bundles: Path, clips: dict[Path, Float32], client: str, kind: st
         assert "'FULLY_CONNECTED' version '12'" in done.stderr
         file = model(bundles, "per-tensor", kind, "tflite")
     window = read_bundle(bundles / "waveform").window_samples
-    theirs = ask(client, "tflite_client.py", file, list(clips))
+    theirs = predict_with(client, "tflite_client.py", file, list(clips))
     # int8: another release of the kernels may round an activation to the other side.
     assert_same(theirs, ours(file, [np.resize(x, window) for x in clips.values()]), tolerance)
 
@@ -147,7 +147,7 @@ def test_our_own_runtime_finds_them(bundles: Path, clips: dict[Path, Float32], t
 @pytest.mark.parametrize("kind", ["fp32", "int8"])
 def test_onnxruntime_web(bundles: Path, clips: dict[Path, Float32], kind: str) -> None:
     file = model(bundles, "waveform", kind, "onnx")
-    theirs = ask("onnxruntime-web", "onnxruntime_web_client.mjs", file, list(clips))
+    theirs = predict_with("onnxruntime-web", "onnxruntime_web_client.mjs", file, list(clips))
     assert_same(theirs, ours(file, list(clips.values())), 1e-5 if kind == "fp32" else 5e-3)
 
 
@@ -177,7 +177,7 @@ def kaldi_log_mel(samples: Float32) -> Float32:
 def test_sherpa_onnx(bundles: Path, clips: dict[Path, Float32], kind: str) -> None:
     """The network answers as ours does to sherpa-onnx's own features; those differ from the published ones."""
     file = model(bundles, "mel", kind, "onnx")
-    theirs = ask("sherpa-onnx", "sherpa_onnx_client.py", file, list(clips))
+    theirs = predict_with("sherpa-onnx", "sherpa_onnx_client.py", file, list(clips))
     waves = list(clips.values())
     assert_same(theirs, ours(file, [kaldi_log_mel(x) for x in waves]), 1e-5 if kind == "fp32" else 5e-3)
     # docs/clients.md has how much that is on recorded sounds.

@@ -14,18 +14,12 @@ import android.provider.Settings
 import android.view.View
 import android.widget.Button
 import android.widget.ListView
-import java.io.ByteArrayOutputStream
 import java.io.File
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import java.util.Collections
 import java.util.IdentityHashMap
-import java.util.zip.ZipEntry
-import java.util.zip.ZipOutputStream
-import org.cededge.demo.core.BundleReader
 import org.cededge.demo.core.Entry
-import org.cededge.demo.core.Json
-import org.cededge.demo.core.JsonNumber
 import org.cededge.demo.service.ShareProvider
 import org.cededge.demo.ui.MainActivity
 import org.junit.After
@@ -308,68 +302,6 @@ class AppTest {
         val a = launch(Intent(Intent.ACTION_SEND).setType("audio/wav").putExtra(Intent.EXTRA_STREAM, own)).setup().get()
         afterWork()
         assertTrue(a.says(R.string.idle))
-    }
-
-    private fun zip(vararg files: Pair<String, ByteArray>) = ByteArrayOutputStream().also { out ->
-        ZipOutputStream(out).use { z -> for ((name, bytes) in files) z.run { putNextEntry(ZipEntry(name)); write(bytes) } }
-    }.toByteArray()
-
-    private fun open(bytes: ByteArray) {
-        val address = Uri.parse("content://files/bundle.zip")
-        shadowOf(app.contentResolver).registerInputStream(address, bytes.inputStream())
-        center.openBundle(address.toString())
-        afterWork()
-    }
-
-    @Test fun aBundleFromStorage() {
-        val folder = File(System.getProperty("bundle"))
-        val model = folder.list()!!.single { it.endsWith("-int8.onnx") }
-        val files = listOf("bundle.json", "labels.txt", model).map { "b/$it" to File(folder, it).readBytes() }
-        open(zip(*files.toTypedArray()))
-        val a = launch().setup().get()
-        assertTrue(a.text(R.id.status), a.says(R.string.idle))
-        assertTrue("kept for the next start", Store(app).bundleFolder() != null)
-        center.useBuiltIn()
-        afterWork()
-        assertNull(Store(app).bundleFolder())
-        assertNotNull(center.bundle)
-    }
-
-    @Test fun aBadBundleIsRefusedAndTheOldOneStays() {
-        val a = launch().setup().get()
-        val folder = File(System.getProperty("bundle"))
-        val json = File(folder, "bundle.json").readBytes()
-        open(zip("bundle.json" to json, "labels.txt" to "Dog\n".toByteArray()))
-        until("it says why") { "labels.txt is not the file that was exported" in a.text(R.id.status) }
-        open("no zip".toByteArray())
-        until("it says what to do") { "zip the folder" in a.text(R.id.status) }
-        assertNotNull(center.bundle)
-        assertNull(Store(app).bundleFolder())
-    }
-
-    /** The bundle's int8 file is another model here, and every hash is right. */
-    private fun bundleWith(model: ByteArray): ByteArray {
-        val folder = File(System.getProperty("bundle"))
-        val fields = Json.parse(File(folder, "bundle.json").readText()) as Map<*, *> - "sha256" - "files"
-        val file = mapOf(
-            "name" to "other-int8.onnx", "kind" to "int8", "quantisation" to "none", "bytes" to JsonNumber("${model.size}"),
-            "sha256" to BundleReader.sha256(model),
-        )
-        val all = fields + ("files" to listOf(file))
-        val json = Json.canonical(all + ("sha256" to BundleReader.sha256(Json.canonical(all).toByteArray())))
-        return zip("bundle.json" to json.toByteArray(), "labels.txt" to File(folder, "labels.txt").readBytes(), "other-int8.onnx" to model)
-    }
-
-    @Test fun aModelThatTheEngineRefusesDoesNotEndTheApp() {
-        val a = launch().setup().get()
-        for (model in listOf(TWO_INPUTS, TWO_OUTPUTS)) {
-            open(bundleWith(model))
-            until("it says why") { "other inputs or outputs" in a.text(R.id.status) }
-            assertNull("not tried again at the next start", Store(app).bundleFolder())
-            assertNotNull("the built-in one takes its place", center.bundle)
-            center.useBuiltIn()
-            afterWork()
-        }
     }
 
     @Suppress("DEPRECATION") // its successor needs API 33
