@@ -170,6 +170,11 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def valid_text(name: str) -> str:
+    r"""A file name as text that UTF-8 can hold: a byte that is no UTF-8, such as E9, becomes the letters `\udce9`."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def path_inside(folder: Path, name: str) -> Path:
     """`folder / name`, for a name that was read from a file.
 

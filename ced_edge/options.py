@@ -95,7 +95,7 @@ file_options = options(
 """Which model file of a bundle, and what runs it."""
 
 data_options = options(
-    click.option("--split", help="Only rows with this in the `split` column."),
+    click.option("--split", help="Only rows with this in the `split` column, or in `fold`."),
     click.option("--audio-root", type=FOLDER, help="Folder that file names start from.  [default: the manifest's]"),
 )
 """How the manifests of clips are read."""

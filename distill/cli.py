@@ -68,7 +68,7 @@ def pack(
     from distill.packing.pack import pack as run
     from distill.progress import stage
 
-    clips = read_clips(data, split, audio_root)
+    clips = read_clips(data, split, audio_root, labels_needed=False)
     with stage("pack", len(clips)) as progress:
         shards = run(clips, out, config, progress)
     result = {
@@ -340,7 +340,7 @@ def distill(
         from distill.teachers.spec import parse_teachers
 
         specs = tuple(parse_teachers(teacher, teachers_toml))
-        clips = read_clips(data, split, audio_root)
+        clips = read_clips(data, split, audio_root, labels_needed=False)
         eval_clips = read_clips(eval_data, eval_split, audio_root)
         run = runs / (name or chosen.size)
         from distill.pipeline import Plan

@@ -43,7 +43,7 @@ def _clips(source: Path, rate_hz: int, samples: int, clips: int) -> Iterator[Flo
     if shards := sorted(source.glob("shard-*.tar")) if source.is_dir() else []:
         yield from _from_shards(shards, rate_hz, clips)
         return
-    listed = read_manifest(source)  # labels come with it and are not used
+    listed = read_manifest(source, labels_needed=False)
     for clip in random.Random(SEED).sample(listed, min(clips, len(listed))):
         yield load_clip(clip, rate_hz, samples / rate_hz)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from ced_edge.audio.clips import Clip, read_manifest
+from ced_edge.audio.base import AudioError
+from ced_edge.audio.clips import Clip, load_clip, read_manifest
 from ced_edge.errors import InputError
 
 
@@ -98,11 +100,54 @@ def test_the_audioset_lists_find_cut_and_whole_files(tmp_path: Path) -> None:
     )
     assert read_manifest(path) == [
         Clip("--aE2O5G5WE", tmp_path / "--aE2O5G5WE_0.wav", (0, 95, 137)),
-        Clip("-0abc", tmp_path / "Y-0abc.flac", (137,)),
-        Clip("-1whole", tmp_path / "-1whole.ogg", (137,), None, 20.0, 30.0),
+        Clip("-0abc", tmp_path / "Y-0abc.flac", (137,), None, 30.0, 40.0, may_be_cut=True),
+        Clip("-1whole", tmp_path / "-1whole.ogg", (137,), None, 20.0, 30.0, may_be_cut=True),
         Clip("-2both", tmp_path / "-2both_30000_40000.wav", (137,)),
         Clip("-3gone", tmp_path / "-3gone.wav", (137,)),
     ]
+
+
+def test_the_decoded_length_decides_whether_a_file_is_the_segment(tmp_path: Path) -> None:
+    """A segment from 30 to 40 s: the file is the segment alone up to 11 s, and the recording from 39 s."""
+    path = manifest(tmp_path, '# YTID, start_seconds, end_seconds, positive_labels\nabc, 30.0, 40.0, "/m/04rlf"\n')
+    for seconds, first, length_s in (
+        (10.0, 0, 10.0),
+        (3.0, 0, 3.0),
+        (11.0, 0, 11.0),
+        (50.0, 30, 10.0),
+        (39.5, 30, 9.5),
+    ):
+        # The value of a sample is its second.
+        ramp = np.repeat(np.arange(0, 60), 1_000)[: round(seconds * 1_000)] / 100
+        soundfile.write(tmp_path / "abc.wav", ramp, 1_000, "FLOAT")
+        (clip,) = read_manifest(path)
+        wave = load_clip(clip, 1_000)
+        assert (round(100 * wave[0]), len(wave) / 1_000) == (first, length_s)
+    for seconds in (11.1, 25.0, 38.9):
+        soundfile.write(tmp_path / "abc.wav", np.zeros(round(seconds * 1_000)), 1_000)
+        (clip,) = read_manifest(path)
+        with pytest.raises(AudioError, match=f"its {seconds} s are neither the segment of 10 s alone nor a recording"):
+            load_clip(clip, 1_000)
+
+
+def test_a_list_of_segments_opens_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two million files must not be decoded one after the other before the work begins."""
+    (tmp_path / "abc.wav").write_bytes(b"never opened")
+    path = manifest(tmp_path, '# YTID, start_seconds, end_seconds, positive_labels\nabc, 30.0, 40.0, "/m/04rlf"\n')
+    assert read_manifest(path)[0].may_be_cut
+
+
+def test_hidden_files_and_folders_are_skipped_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """macOS writes `._a.wav`, without audio, beside `a.wav`."""
+    caplog.set_level(logging.INFO)
+    for name in ("a.wav", "._a.wav", ".DS_Store", ".b.wav", ".AppleDouble/a.wav", "sub/.c.flac", "sub/c.flac"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\x16\7" + bytes(364))
+    assert [c.id for c in read_manifest(tmp_path)] == ["a.wav", "sub/c.flac"]
+    assert caplog.messages == [f"{tmp_path}: skipped 4 hidden files or folders, whose names start with a dot"]
+    caplog.clear()
+    assert [c.id for c in read_manifest(tmp_path / "sub")] == ["c.flac"]
+    assert len(caplog.messages) == 1
 
 
 HEADER = "filename,labels,split\n"
@@ -130,6 +175,11 @@ HEADER = "filename,labels,split\n"
         ("# YTID, start_seconds\nabc\n", None, "line 2: expected YTID, start_seconds"),
         ("# YTID, start_seconds\nabc,0,10,/m/04rlf\n", "train", "AudioSet segments and has no splits"),
         ("# YTID, start_seconds\n", None, "lists no clips"),
+        ("# YTID, start_seconds\na,0,10,/m/04rlf\na,0,10,/m/04rlf\n", None, "line 3: 'a' is already on line 2"),
+        ("segment_id\tstart_time_seconds\tlabel\nabc\t0\t/m/04rlf\n", None, "line 2: 'abc' is no segment_id"),
+        ("filename,fold\na.wav,1\n", "1,6", "has no row of fold '6': its folds are 1"),
+        ("fname,labels\n1,Dog\n2,Dgo\n", None, "line 3: unknown label 'Dgo': give an index, a mid or a name"),
+        ("filename,category\na.wav,12\n", None, "line 2: unknown label '12': give a mid or a name of the 527"),
     ],
 )
 def test_a_wrong_manifest_is_reported_with_line_and_mend(

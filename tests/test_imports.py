@@ -19,7 +19,7 @@ PACKAGES = ("ced_edge", "distill", "export")
 # What may be imported when a module is loaded; anything else only inside a function that needs it.
 DEVICE = {"click", "numpy", "soundfile", "soxr"}
 ENTRY_POINTS = {("ced_edge.__main__", "ced_edge.cli")}
-GROUND = {"errors", "arrays", "machine", "windows", "spec", "files", "labels", "frontend", "figures"}
+GROUND = {"aliases", "errors", "arrays", "machine", "windows", "spec", "files", "labels", "frontend", "figures"}
 
 # Room -> the other rooms it may import from, lazily too. docs/design.md says why.
 ROOMS = {

@@ -1,14 +1,13 @@
-"""Lists of clips: a folder of audio, a CSV or TSV manifest, or a published list of AudioSet segments."""
+"""Clips: files or parts of files, listed by a folder of audio or a table, and their samples."""
 
 from __future__ import annotations
 
 import bisect
 import collections
-import csv
 import dataclasses
+import logging
 import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +16,16 @@ import numpy as np
 from ced_edge import labels
 from ced_edge.arrays import Float32
 from ced_edge.audio.base import AUDIO_SUFFIXES, AudioError
+from ced_edge.audio.folders import audio_files, by_stem, is_audio_name
 from ced_edge.audio.read import duration_s, load
+from ced_edge.audio.tables import Row, Table, audio_roots, read_table
 from ced_edge.errors import InputError
-from ced_edge.files import read_bounded, sha256_file, sha256_json
+from ced_edge.files import sha256_file, sha256_json, valid_text
 
-_MAX_MANIFEST_BYTES = 1 << 30
-"""All of AudioSet, 2 million clips, takes 0.2 GB."""
+log = logging.getLogger(__name__)
+
+_MARGIN_S = 1.0
+"""A file may be this much longer than a segment and still be the segment alone: encoders pad, cutting is rough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,83 +39,73 @@ class Clip:
     start_s: float = 0.0
     stop_s: float | None = None
     """End of the part in seconds. None is the end of the file."""
+    may_be_cut: bool = False
+    """Whether the file may hold the part alone. Its decoded length decides, when the clip is read: see `located`."""
 
 
-def read_manifest(path: Path, split: str | None = None, audio_root: Path | None = None) -> list[Clip]:
-    """Clips of a folder, of a CSV/TSV with a `filename` column, or of an AudioSet segments CSV.
+def read_manifest(
+    path: Path, split: str | None = None, audio_root: Path | None = None, labels_needed: bool = True
+) -> list[Clip]:
+    """Clips of a folder, of a table (see `tables`), or of an AudioSet segments CSV.
 
-    Optional columns: `labels` (indices, mids or names joined by `;` or `,`), `group`, `split`; others are
-    ignored. With `split` only the rows of that split are read. File names are relative to `audio_root`, by default
-    the folder of the manifest. The files need not exist. Raises InputError, which names the line and the fix.
+    Labels are indices, mids or names joined by `;` or `,`. With `split` only the rows of that split are read, or of
+    that fold. File names are relative to `audio_root`, by default the folder of the manifest. The files need not exist.
+
+    A label that no data set knows is an error where `labels_needed`: an evaluation with a misspelt label would be
+    wrong. Otherwise it is left out. Known labels that are no class of the 527, such as FSD50K's `Human_voice`, are
+    always left out, and the other labels of the row count. A clip without any label left has unknown labels (None).
+    One warning counts what was left out. Raises InputError, which names the line and the fix.
     """
     if os.path.isdir(path):
         if split is not None:
             raise InputError(f"{path} is a folder and has no splits: leave the split out, or give a manifest")
         return _folder(path)
-    lines = _lines(path)
-    root = path.parent if audio_root is None else audio_root
-    comments = [line for _, line in lines[:8] if line.startswith("#")]
-    if any("YTID" in line for line in comments):
-        if split is not None:
-            raise InputError(f"{path} is a list of AudioSet segments and has no splits: leave the split out")
-        clips = _segments(path, lines, root)
-    else:
-        clips = _table(path, lines, split, root)
-    if not clips:
+    table = read_table(path, split)
+    if not table.rows:
         raise InputError(f"{path} lists no clips")
+    place = _Places(path, table, audio_root).place
+    left_out = collections.Counter[str]()
+    clips = [place(row, _labels(path, row, table.numbers, labels_needed, left_out)) for row in table.rows]
+    if left_out:
+        names = ", ".join(f"{name[:60]} ({n})" for name, n in left_out.most_common(5))
+        more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
+        total = left_out.total()
+        log.warning("%s: left out labels that are no AudioSet class, %d in all: %s%s", path, total, names, more)
     return clips
 
 
-def _refuse(error: OSError) -> None:
-    raise InputError(
-        f"cannot read the folder {error.filename}: {error.strerror}: give the right to read it, or move it away"
-    ) from error
+def _folder(folder: Path) -> list[Clip]:
+    files = sorted(p.relative_to(folder).as_posix() for p in audio_files(folder))
+    if not files:
+        raise InputError(f"no audio in {folder}: searched for {', '.join(sorted(AUDIO_SUFFIXES))}")
+    # An id is written into CSV and JSON files, which hold valid text only. A name on the disk may be any bytes.
+    return [Clip(valid_text(name), folder / name) for name in files]
 
 
-def audio_files(folder: Path, failed: Callable[[OSError], None] = _refuse) -> list[Path]:
-    """All audio files under `folder`, sorted. The suffix decides; no file is opened.
-
-    Links to folders are followed. A folder with several paths (through a link, or a loop of links) counts once, by
-    its own path. `failed` is called for each folder that cannot be read; by default it raises InputError.
-    """
-    found: list[Path] = []
-    seen: set[tuple[int, int]] = set()
-    # Links wait until all real folders are done, so that a folder is listed by its own path.
-    folders, links = [folder], collections.deque[Path]()
-    while folders or links:
-        here = folders.pop() if folders else links.popleft()
-        try:
-            stat = here.stat()
-            if (stat.st_dev, stat.st_ino) in seen:
-                continue
-            seen.add((stat.st_dev, stat.st_ino))
-            with os.scandir(here) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
-        except OSError as e:
-            failed(e)
-            continue
-        for entry in listed:
-            is_audio = Path(entry.name).suffix.lower() in AUDIO_SUFFIXES
+def _labels(
+    path: Path, row: Row, numbers: bool, needed: bool, left_out: collections.Counter[str]
+) -> tuple[int, ...] | None:
+    """The labels of a row, or None without any; counts those that are left out."""
+    found: set[int] = set()
+    for field in row.labels:
+        read = labels.read_field(field, numbers)
+        if needed and read.unknown:
             try:
-                is_folder = entry.is_dir()
-            except OSError as e:  # unknown; if it is an audio file, its reader will report the reason
-                is_folder = False
-                if not is_audio:
-                    failed(e)
-            if is_folder:
-                (links if entry.is_symlink() else folders).append(here / entry.name)
-            elif is_audio:
-                found.append(here / entry.name)
-    return sorted(found)
+                labels.index_of(read.unknown[0], numbers)
+            except InputError as e:
+                raise InputError(f"{path} line {row.line}: {e}") from e
+        found.update(read.indices)
+        left_out.update((*read.outside, *read.unknown))
+    return tuple(sorted(found)) or None
 
 
-def read_clips(data: Sequence[Path], split: str | None, root: Path | None) -> list[Clip]:
+def read_clips(data: Sequence[Path], split: str | None, root: Path | None, labels_needed: bool = True) -> list[Clip]:
     """The clips of several manifests or folders. If names repeat, each gets its manifest's name in front."""
-    parts = [read_manifest(path, split, root) for path in data]
+    parts = [read_manifest(path, split, root, labels_needed) for path in data]
     names = [clip.id for part in parts for clip in part]
     if len(set(names)) == len(names):
         return [clip for part in parts for clip in part]
-    stems = [path.stem for path in data]
+    stems = [valid_text(path.stem) for path in data]
     if len(set(stems)) < len(stems):
         raise InputError("two of the manifests hold the same file names and have the same name: rename one of them")
     return [dataclasses.replace(c, id=f"{stem}/{c.id}") for stem, part in zip(stems, parts, strict=True) for c in part]
@@ -128,132 +121,86 @@ def data_hash(clips: Sequence[Clip]) -> str:
     return sha256_json(sorted(rows, key=lambda row: str(row[0])))
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """(line number, text) of all lines that are not blank."""
-    try:
-        text = read_bounded(path, _MAX_MANIFEST_BYTES).decode("utf-8-sig")
-    except FileNotFoundError as e:
-        raise InputError(f"no such manifest or folder: {path}") from e
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path} is no manifest: give a UTF-8 CSV or TSV file, or a folder of audio") from e
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror}") from e
-    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise InputError(f"{path} is empty: a manifest starts with a header that has a `filename` column")
-    return lines
+class _Places:
+    """Finds the file of each row of a table. No file is opened."""
+
+    def __init__(self, path: Path, table: Table, audio_root: Path | None) -> None:
+        self._loose = table.foreign
+        self._root = audio_root if audio_root is not None else path.parent
+        if audio_root is None and table.foreign:
+            self._root = self._published_root(path, table.rows)
+        # Only the segments of AudioSet are always searched for. Other names mostly are the file.
+        self._by_stem: dict[str, Path] | None = None
+        self._stems: list[str] = []
+
+    def _published_root(self, path: Path, rows: Sequence[Row]) -> Path:
+        """The first of the data set's usual folders with one of the first files; else the folder of the table."""
+        for root in audio_roots(path)[1:]:
+            if any(os.path.exists(root / row.folder / _file_name(row.name)) for row in rows[:100]):
+                log.info("%s: the audio is in %s", path, root)
+                return root
+        return path.parent
+
+    def place(self, row: Row, tags: tuple[int, ...] | None) -> Clip:
+        """The clip of a row."""
+        if row.segment is not None:
+            return self._segment(row, tags, *row.segment)
+        file = self._root / row.folder / row.name
+        if self._loose and not os.path.exists(file):
+            with_suffix = self._root / row.folder / _file_name(row.name)
+            file = with_suffix if os.path.exists(with_suffix) else self._files().get(Path(row.name).stem, with_suffix)
+        return Clip(row.name, file, tags, row.group)
+
+    def _files(self) -> dict[str, Path]:
+        if self._by_stem is None:
+            self._by_stem = by_stem(self._root)
+            self._stems = sorted(self._by_stem)
+        return self._by_stem
+
+    def _segment(self, row: Row, tags: tuple[int, ...] | None, video: str, start_s: float, stop_s: float) -> Clip:
+        """A segment of AudioSet: the file `YTID_milliseconds...` is the segment, a file `YTID` may be the video."""
+        files = self._files()
+        start = f"{video}_{round(start_s * 1000)}"
+        if cut := self._starting(start) or self._starting(f"Y{start}"):
+            return Clip(row.name, files[cut], tags)
+        whole = next((stem for stem in (video, f"Y{video}") if stem in files), None)
+        if whole is None:
+            return Clip(row.name, self._root / f"{video}.wav", tags)
+        return Clip(row.name, files[whole], tags, None, start_s, stop_s, may_be_cut=True)
+
+    def _starting(self, start: str) -> str | None:
+        """The first of the sorted stems that equals `start`, or continues with `_` (such as an end time)."""
+        # By index: AudioSet has two million stems, and a slice would copy them for every row.
+        for i in range(bisect.bisect_left(self._stems, start), len(self._stems)):
+            stem = self._stems[i]
+            if not stem.startswith(start):
+                return None
+            if stem == start or stem[len(start)] == "_":
+                return stem
+        return None
 
 
-def _folder(folder: Path) -> list[Clip]:
-    files = sorted(p.relative_to(folder).as_posix() for p in audio_files(folder))
-    if not files:
-        raise InputError(f"no audio in {folder}: searched for {', '.join(sorted(AUDIO_SUFFIXES))}")
-    return [Clip(name, folder / name) for name in files]
+def _file_name(name: str) -> str:
+    """FSD50K lists `64760` for the file `64760.wav`."""
+    return name if is_audio_name(name) else f"{name}.wav"
 
 
-def _rows(path: Path, lines: Sequence[tuple[int, str]], delimiter: str) -> Iterable[tuple[int, list[str]]]:
-    """(line number, stripped fields) of each line."""
-    for number, line in lines:
-        try:
-            fields = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True, strict=True))
-        except (csv.Error, StopIteration) as e:
-            raise InputError(f"{path} line {number}: not readable as a table ({e})") from e
-        yield number, [field.strip() for field in fields]
+def located(clip: Clip, file_s: float) -> Clip:
+    """The clip with its place in its file decided, where `file_s` is the file's decoded length in seconds.
 
-
-def _labels(path: Path, number: int, field: str | None) -> tuple[int, ...] | None:
-    try:
-        return labels.parse(field) or None if field else None
-    except InputError as e:
-        raise InputError(f"{path} line {number}: {e}") from e
-
-
-def _table(path: Path, lines: Sequence[tuple[int, str]], split: str | None, root: Path) -> list[Clip]:
-    rows = iter(_rows(path, lines, "\t" if "\t" in lines[0][1] else ","))
-    _, header = next(rows)
-    if "filename" not in header:
-        raise InputError(f"{path} has no `filename` column: its columns are {', '.join(header)}")
-    if len(set(header)) < len(header):
-        raise InputError(f"{path} has two columns of one name: its columns are {', '.join(header)}")
-    if split is not None and "split" not in header:
-        raise InputError(f"{path} has no `split` column to take {split!r} from: its columns are {', '.join(header)}")
-    # The lists that CED published name files in an archive. The user may keep them in other folders and formats.
-    by_stem = _by_stem(root) if "hdf5path" in header else {}
-    clips: list[Clip] = []
-    seen: dict[str, int] = {}
-    splits: set[str] = set()
-    for number, fields in rows:
-        if len(fields) != len(header):
-            raise InputError(f"{path} line {number}: {len(fields)} fields where the header has {len(header)}")
-        row = dict(zip(header, fields, strict=True))
-        splits.add(row.get("split", ""))
-        if split is not None and row["split"] != split:
-            continue
-        name = row["filename"]
-        _check_name(path, number, name, seen)
-        file = root / name
-        if by_stem and not os.path.exists(file):
-            file = by_stem.get(Path(name).stem, file)
-        clips.append(Clip(name, file, _labels(path, number, row.get("labels")), row.get("group") or None))
-    if split is not None and splits and not clips:
-        raise InputError(f"{path} has no row of split {split!r}: its splits are {', '.join(sorted(splits))}")
-    return clips
-
-
-def _check_name(path: Path, number: int, name: str, seen: dict[str, int]) -> None:
-    if not name:
-        raise InputError(f"{path} line {number}: the file name is empty")
-    if name in seen:
-        raise InputError(f"{path} line {number}: {name!r} is already on line {seen[name]}; names must differ")
-    seen[name] = number
-
-
-def _by_stem(root: Path) -> dict[str, Path]:
-    """File name without folder and suffix -> audio file. Of several files, the first in sorted order."""
-    return {p.stem: p for p in reversed(audio_files(root))}
-
-
-def _segments(path: Path, lines: Sequence[tuple[int, str]], root: Path) -> list[Clip]:
-    """AudioSet's own lists: `YTID, start_seconds, end_seconds, positive_labels` below comment lines."""
-    by_stem = _by_stem(root)
-    stems = sorted(by_stem)
-    clips: list[Clip] = []
-    seen: dict[str, int] = {}
-    for number, fields in _rows(path, [x for x in lines if not x[1].startswith("#")], ","):
-        times = re.fullmatch(r"(\d{1,9}(?:\.\d+)?) (\d{1,9}(?:\.\d+)?)", " ".join(fields[1:3]))
-        if len(fields) != 4 or times is None or float(times[2]) <= float(times[1]):
-            raise InputError(f"{path} line {number}: expected YTID, start_seconds, end_seconds, positive_labels")
-        name, start_s, stop_s = fields[0], float(times[1]), float(times[2])
-        _check_name(path, number, name, seen)
-        tags = _labels(path, number, fields[3])
-        cut = _first(stems, f"{name}_{round(start_s * 1000)}") or _first(stems, f"Y{name}_{round(start_s * 1000)}")
-        whole = next((stem for stem in (name, f"Y{name}") if stem in by_stem), None)
-        file = by_stem.get(cut or whole or "", root / f"{name}.wav")
-        if cut is None and _is_uncut(file, start_s, stop_s):
-            clips.append(Clip(name, file, tags, None, start_s, stop_s))
-        else:
-            clips.append(Clip(name, file, tags))
-    return clips
-
-
-def _first(stems: Sequence[str], start: str) -> str | None:
-    """The first of the sorted stems that equals `start`, or continues with `_` (such as an end time)."""
-    # By index: AudioSet has two million stems, and a slice would copy them for every row.
-    for i in range(bisect.bisect_left(stems, start), len(stems)):
-        stem = stems[i]
-        if not stem.startswith(start):
-            return None
-        if stem == start or stem[len(start)] == "_":
-            return stem
-    return None
-
-
-def _is_uncut(file: Path, start_s: float, stop_s: float) -> bool:
-    """Whether the file is the whole recording, not the segment alone: longer than the segment by over 1 s."""
-    try:
-        return os.path.exists(file) and duration_s(file) > stop_s - start_s + 1.0
-    except AudioError:
-        return False  # the error is reported later, when the clip is read
+    A file that is longer than the segment by at most 1 s is the segment alone, and is taken as a whole. A file that
+    ends at most 1 s before the segment's end, or later, is the whole recording. Any other length fits neither, and
+    raises AudioError.
+    """
+    if not clip.may_be_cut or clip.stop_s is None:
+        return clip
+    length_s = clip.stop_s - clip.start_s
+    if file_s <= length_s + _MARGIN_S:
+        return dataclasses.replace(clip, start_s=0.0, stop_s=None, may_be_cut=False)
+    if file_s >= clip.stop_s - _MARGIN_S:
+        return dataclasses.replace(clip, may_be_cut=False)
+    reason = f"its {file_s:.1f} s are neither the segment of {length_s:g} s alone nor a recording with second "
+    raise AudioError(str(clip.path), f"{reason}{clip.stop_s:g}")
 
 
 def load_clip(clip: Clip, rate_hz: int, longest_s: float | None = None) -> Float32:
@@ -261,6 +208,8 @@ def load_clip(clip: Clip, rate_hz: int, longest_s: float | None = None) -> Float
 
     Only that part is decoded. Raises AudioError without samples, and on NaN or infinite samples.
     """
+    if clip.may_be_cut:
+        clip = located(clip, duration_s(clip.path))
     stop_s, most = clip.stop_s, None
     if longest_s is not None:
         most = round(longest_s * rate_hz)

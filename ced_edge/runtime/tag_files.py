@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ced_edge.audio.base import AUDIO_SUFFIXES, AudioError
-from ced_edge.audio.clips import audio_files
+from ced_edge.audio.folders import audio_files
 from ced_edge.audio.read import duration_s
 from ced_edge.errors import CedEdgeError
 from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, tag_file

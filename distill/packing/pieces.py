@@ -14,7 +14,7 @@ import soundfile
 
 from ced_edge.arrays import Float32, Int16
 from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
-from ced_edge.audio.clips import Clip, load_clip
+from ced_edge.audio.clips import Clip, load_clip, located
 from ced_edge.audio.read import duration_s
 from ced_edge.errors import InputError
 from ced_edge.machine import cores
@@ -82,11 +82,13 @@ class Encoded:
 
 
 def probe(clips: Sequence[Clip]) -> list[float | str]:
-    """Seconds of each clip's file, or the reason why it cannot be used. Runs in a worker."""
+    """Decoded seconds of each clip's file, or the reason why it cannot be used. Runs in a worker."""
 
     def length(clip: Clip) -> float | str:
         try:
-            return duration_s(clip.path)
+            file_s = duration_s(clip.path)
+            located(clip, file_s)
+            return file_s
         except AudioError as e:
             return e.reason
 
@@ -96,8 +98,9 @@ def probe(clips: Sequence[Clip]) -> list[float | str]:
 def cut(clip: Clip, file_s: float, config: PackConfig) -> list[Piece]:
     """Consecutive segments that together are the whole clip: no sample is dropped.
 
-    `file_s` is the length of the file in seconds.
+    `file_s` is the decoded length of the file in seconds; `probe` has checked that the clip fits it.
     """
+    clip = located(clip, file_s)
     end_s = file_s if clip.stop_s is None else min(file_s, clip.stop_s)
     n = max(1, math.ceil((end_s - clip.start_s) / config.segment_s))
     # The last segment would be too short to be used: it stays with the one before it.
