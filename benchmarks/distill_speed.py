@@ -45,7 +45,7 @@ from distill.teachers.load import load_teachers
 from distill.teachers.mobilenet import HEAD_WIDTH, MobileNet
 from distill.teachers.spec import TeacherSpec, parse_teachers
 from distill.teaching.store import Store, TopK
-from distill.teaching.teach import Job, teach
+from distill.teaching.teach import Job, batch_seconds, teach
 from distill.teaching.views import ViewRecipe
 from distill.training.batches import TrainingData, loader
 from distill.training.config import TrainConfig
@@ -247,8 +247,7 @@ def bare_teaching_rate(bench: Bench, teachers: list[Teacher], threads: int) -> f
 
 def batch_clips(bench: Bench) -> int:
     """Clips per call of the ensemble in `teach`."""
-    job = Job(bench.pack, Store(bench.folder, bench.recipe, [], 20, bench.pack.hash), ())
-    return max(1, int(job.batch_seconds / bench.s.seconds))
+    return max(1, int(batch_seconds(torch.device("cpu")) / bench.s.seconds))
 
 
 def teaching_rate(bench: Bench, teachers: list[Teacher], workers: int) -> float:

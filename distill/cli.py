@@ -115,7 +115,11 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
 @k_option
 @click.option("--clean", is_flag=True, help="Predict whole clips without augmentation (inconsistent teaching).")
 @click.option("--labels", is_flag=True, help="Store the clips' own labels instead of predictions; implies --clean.")
-@click.option("--workers", type=click.IntRange(1), help="Processes on the CPU.  [default: one per core]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes: on the CPU they predict, for a GPU they render views.  [default: by the number of cores]",
+)
 @device_option
 @json_option()
 def teach(

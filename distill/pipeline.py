@@ -140,7 +140,8 @@ def run_teach(
     """
     ensemble = ensemble or Ensemble(load_teachers(teachers, local_device(device)), shards.rate_hz)
     job = Job(shards, Store(out, views, ensemble.describe(), k, shards.hash, clean), tuple(teachers), device)
-    share = cores() // local_world()
+    # A GPU's own process is busy with the teachers: one core is left to it.
+    share = cores() // local_world() - (device != "cpu")
     with stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
         teach(job, workers or max(1, share), progress, ensemble)
     return job.store

@@ -10,6 +10,7 @@ see docs/security.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class TopK:
             # Summed in float64: the tail has hundreds of very small values.
             np.take_along_axis(probabilities, rest, axis=1).sum(axis=1, dtype=np.float64).astype(np.float32),
         )
+
+    @classmethod
+    def joined(cls, parts: Sequence[TopK]) -> TopK:
+        """The views of all parts, in order."""
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("index", "value", "tail")))
 
     def dense(self, rule: str = "tail") -> tuple[Float32, Bools]:
         """Probabilities (N, 527), and a mask (N, 527) of the classes whose probability was stored.

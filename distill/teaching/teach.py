@@ -9,26 +9,32 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ced_edge.arrays import Float32
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.spec import N_CLASSES
 from distill.devices import local_device
-from distill.packing.shards import INT16_SCALE, LoadedShard, Pack, Shard, ShardReader, read_shard
+from distill.feed import feed
+from distill.packing.shards import Pack, read_shard
 from distill.processes import in_order, pool_of, rank_and_world
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
 from distill.teachers.spec import TeacherSpec
+from distill.teaching.rendering import Renderer, Renderings, Unit, Views
 from distill.teaching.store import CLEAN_EPOCH, Store, TopK
-from distill.teaching.views import draw, render
 
 Progress = Callable[[int], None]
-Unit = tuple[Shard, int]
-"""A shard and an epoch: what is predicted, and stored, as a whole."""
+
+RENDERED_AHEAD = 2
+"""Batches that each rendering process may have ready for a GPU."""
+STARTED_AHEAD = 3
+"""Batches that a GPU may have to do while the predictions of earlier ones are stored."""
 
 
 @dataclass(frozen=True)
@@ -41,57 +47,93 @@ class Job:
     device: str = "cpu"
     """Under torchrun `cuda` is the GPU of the rank."""
 
-    @property
-    def batch_seconds(self) -> float:
-        """Seconds of audio per call of the ensemble. A CPU is fastest with what stays near its caches."""
-        return 40.0 if self.device == "cpu" else 160.0
+
+def batch_seconds(device: torch.device) -> float:
+    """Seconds of audio per call of the ensemble. It depends on the kind of hardware alone, not on its free memory.
+
+    A CPU is fastest with what stays near its caches. A GPU gets 16 s per GiB of its memory: a vision transformer of
+    768 channels and 1,212 tokens per 10 s, the largest teacher here, takes about 0.1 GiB per 10 s.
+    """
+    if device.type == "cuda":
+        return 16.0 * max(10, round(torch.cuda.get_device_properties(device).total_memory / 2**30))
+    return 40.0 if device.type == "cpu" else 160.0
+
+
+class Prediction:
+    """The ensemble's probabilities of some views, while a GPU may still compute them."""
+
+    def __init__(self, views: Views, probs: Tensor) -> None:
+        self.views = views
+        # On a GPU the copy only begins here, and `numpy` waits for its end. Other devices wait here.
+        self._event = torch.cuda.Event() if probs.is_cuda else None  # type: ignore[no-untyped-call]
+        self._probs = probs.to("cpu", non_blocking=probs.is_cuda)
+        if self._event is not None:
+            self._event.record()
+
+    def numpy(self) -> Float32:
+        """(B, 527). Raises CedEdgeError when one is NaN."""
+        if self._event is not None:
+            self._event.synchronize()
+        probs: Float32 = self._probs.numpy()
+        if not np.isfinite(probs).all():
+            clip = self.views.ids[int((~np.isfinite(probs)).any(axis=1).argmax())]
+            raise CedEdgeError(
+                f"the teachers predict NaN for clip {clip} of {self.views.shard.name}: check their files"
+            )
+        return probs
 
 
 class TeachWorker:
-    """The teachers of one process, and the shard that it read last."""
+    """The teachers of one process, and what they predicted of units that are not finished yet."""
 
     def __init__(self, job: Job, ensemble: Ensemble | None = None) -> None:
         """Load the job's teachers, unless they are given as `ensemble`. Raises InputError for a store of others."""
         self.job = job
-        self.device = local_device(job.device)
-        self.ensemble = ensemble or Ensemble(load_teachers(job.teachers, self.device), job.pack.rate_hz)
+        self.ensemble = ensemble or Ensemble(load_teachers(job.teachers, local_device(job.device)), job.pack.rate_hz)
         # A teacher's file may have been exchanged since the store was begun.
         if self.ensemble.describe() != job.store.teachers:
             names = ", ".join(t["name"] for t in self.ensemble.describe())
             raise InputError(f"{job.store.path} is a store of other teachers than these {names}: choose another folder")
-        self._shards = ShardReader(job.pack)
+        self.renderer = Renderer(job.pack, job.store.recipe, batch_seconds(self.ensemble.device))
+        self._rows: dict[tuple[str, int], list[TopK]] = {}
 
-    def predict(self, shard: Shard, epoch: int) -> int:
-        """Predict all views of one (shard, epoch), write them to the store, and return the number of views.
+    def predict(self, unit: Unit) -> int:
+        """Predict all views of one unit, write them to the store, and return the number of views.
 
         Raises CedEdgeError when a prediction is NaN.
         """
-        store = self.job.store
-        loaded = self._shards.load(shard)
-        probs = np.concatenate([self.ensemble_numpy(batch) for batch in self._batches(loaded, epoch)])
-        if not np.isfinite(probs).all():
-            clip = loaded.ids[int((~np.isfinite(probs)).any(axis=1).argmax())]
-            raise CedEdgeError(f"the teachers predict NaN for clip {clip} of {shard.name}: check their files")
-        store.write(epoch, shard.name, TopK.top_k(probs, store.k))
+        return sum(self.keep(self.start(views)) for views in self.renderer.batches(unit))
+
+    def start(self, views: Views) -> Prediction:
+        """Let the teachers predict some views."""
+        with torch.inference_mode(), memory_errors():
+            wave = views.wave.to(self.ensemble.device, non_blocking=True)
+            return Prediction(views, self.ensemble(wave).float())
+
+    def keep(self, prediction: Prediction) -> int:
+        """Keep the top K of a prediction. With the last one of a unit, write the unit and return its number of views.
+
+        The predictions of one unit must come in order. Raises CedEdgeError when one is NaN.
+        """
+        shard, epoch = prediction.views.shard, prediction.views.epoch
+        rows = self._rows.setdefault((shard.name, epoch), [])
+        rows.append(TopK.top_k(prediction.numpy(), self.job.store.k))
+        if sum(len(part.tail) for part in rows) < shard.clips:
+            return 0
+        self.job.store.write(epoch, shard.name, TopK.joined(self._rows.pop((shard.name, epoch))))
         return shard.clips
 
-    def ensemble_numpy(self, waves: list[Float32]) -> Float32:
-        """Equally long waves -> probabilities (B, 527)."""
-        with torch.inference_mode():
-            wave = torch.from_numpy(np.stack(waves)).to(self.device)
-            return self.ensemble(wave).float().cpu().numpy()
 
-    def _batches(self, loaded: LoadedShard, epoch: int) -> Iterator[list[Float32]]:
-        recipe, rate_hz = self.job.store.recipe, self.job.pack.rate_hz
-        if epoch == CLEAN_EPOCH:
-            # Whole clips differ in length. One at a time, so that no prediction depends on a neighbour's padding.
-            yield from ([wave.astype(np.float32) * INT16_SCALE] for wave in loaded.waves)
-            return
-        clips = len(loaded.ids)
-        size = max(1, int(self.job.batch_seconds / recipe.seconds(epoch)))
-        for start in range(0, clips, size):
-            views = (draw(recipe, epoch, i, loaded.ids) for i in range(start, min(start + size, clips)))
-            yield [render(view, loaded.waves, loaded.rms, rate_hz) for view in views]
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Report a GPU's lack of memory in one line. Raises CedEdgeError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise CedEdgeError(
+            "the teachers need more memory than the GPU has: use a larger GPU, end what else runs on it, or use fewer "
+            "or smaller teachers"
+        ) from e
 
 
 def units(job: Job) -> list[Unit]:
@@ -103,10 +145,11 @@ def units(job: Job) -> list[Unit]:
 def teach(job: Job, workers: int = 1, progress: Progress | None = None, ensemble: Ensemble | None = None) -> None:
     """Fill the store; a run that was stopped continues where it stopped.
 
-    On the CPU each worker is a process with one thread: a sum over threads would make the predictions, and the bytes
-    of the files, depend on the number of cores. Under torchrun each rank takes its share of the shards. `ensemble`
-    holds the job's teachers if they are loaded already; only the work in this process can use it. Raises InputError
-    when the store is of other clips, views or teachers.
+    On the CPU each of the `workers` is a process with teachers and one thread: a sum over threads would make the
+    predictions, and the bytes of the files, depend on the number of cores. On another device the teachers are in this
+    process, and the workers render views ahead of it. Either way the number of workers changes no byte. Under torchrun
+    each rank takes its share of the shards. `ensemble` holds the job's teachers if they are loaded already; only the
+    work in this process can use it. Raises InputError when the store is of other clips, views or teachers.
     """
     report = progress or (lambda _: None)
     _open(job.pack, job.store)
@@ -116,18 +159,35 @@ def teach(job: Job, workers: int = 1, progress: Progress | None = None, ensemble
             report(shard.clips)
         else:
             todo.append((shard, epoch))
-    workers = min(workers, len(todo)) if job.device == "cpu" else 1
     if not todo:
         return
+    if job.device != "cpu":
+        teach_from_feed(TeachWorker(job, ensemble), todo, workers, report)
+        return
+    workers = min(workers, len(todo))
     if workers <= 1:
-        with _threads(1 if job.device == "cpu" else torch.get_num_threads()):
+        with _threads(1):
             worker = TeachWorker(job, ensemble)
-            for shard, epoch in todo:
-                report(worker.predict(shard, epoch))
+            for unit in todo:
+                report(worker.predict(unit))
         return
     with pool_of(workers, _start, job) as pool:
         for clips in in_order(pool, _predict, todo, ahead=2 * workers):
             report(clips)
+
+
+def teach_from_feed(worker: TeachWorker, todo: list[Unit], renderers: int, report: Progress) -> None:
+    """Predict the units in this process, whose views so many other processes render ahead (0: this one).
+
+    The predictions are stored in a thread of their own, so that the GPU need not wait for it.
+    """
+    renderings = Renderings(worker.renderer, todo)
+    mend = "use fewer --workers, and run again to go on"
+    views = feed(renderings, renderers, worker.ensemble.device.type, RENDERED_AHEAD, mend)
+    with contextlib.closing(views), ThreadPoolExecutor(1) as keeper:
+        for clips in in_order(keeper, worker.keep, map(worker.start, views), ahead=STARTED_AHEAD):
+            if clips:
+                report(clips)
 
 
 def _open(pack: Pack, store: Store) -> None:
@@ -169,7 +229,7 @@ def _predict(unit: Unit) -> int:
     if _worker is None:
         assert _job is not None
         _worker = TeachWorker(_job)  # here and not in `_start`, whose errors would be lost
-    return _worker.predict(*unit)
+    return _worker.predict(unit)
 
 
 def teach_labels(pack: Pack, store: Store) -> None:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import signal
-import threading
-import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
-from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
@@ -18,18 +12,17 @@ import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ced_edge.arrays import Bools, Float32
-from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.errors import InputError
+from distill.feed import feed
 from distill.packing.shards import LoadedShard, Pack, ShardReader
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.views import ViewRecipe, draw, random_words, render
 
-RENDERER_NICENESS = 10
-"""Of the processes that render views beside a training on the CPU. At 0, a training thread would have to share its
-core with a renderer, and all its other threads would wait for it. At 19, the lowest priority, any other background work
-of the machine would take the renderers' share, and the training would wait for batches."""
+AHEAD = 8
+"""Batches that each process may have ready."""
 
 
 class Batch(NamedTuple):
@@ -102,7 +95,6 @@ class Batches(IterableDataset[Batch]):
         data, first = self.data, self.first
         info = get_worker_info()
         if info is not None:
-            torch.set_num_threads(1)
             # The loader takes one batch from each worker in turn and starts with worker 0. For a run that starts at
             # batch `first` to continue an earlier one, worker 0 must take over the reader whose turn that batch is.
             W, w = info.num_workers, (info.id + self.first) % info.num_workers
@@ -143,19 +135,6 @@ class Batches(IterableDataset[Batch]):
         return self._stored[2:]
 
 
-class _Reported(IterableDataset["Batch | CedEdgeError"]):
-    """Batches, and an error as the last item. If a worker raised it, torch would turn it into a page of text."""
-
-    def __init__(self, views: Batches) -> None:
-        self.views = views
-
-    def __iter__(self) -> Iterator[Batch | CedEdgeError]:
-        try:
-            yield from self.views
-        except CedEdgeError as e:
-            yield e
-
-
 def loader(
     data: TrainingData, first: int = 0, workers: int = 1, views: type[Batches] = Batches, device: str = "cpu"
 ) -> Generator[Batch, None, None]:
@@ -165,87 +144,24 @@ def loader(
     number of readers, and CedEdgeError when one of the processes dies.
     """
     batches_per_pass(data.pack, data.batch, data.world * max(1, workers))  # raises before a process is started
-    with warnings.catch_warnings():
-        # torch counts the cores by OMP_NUM_THREADS, which torchrun sets to 1.
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        loaded: DataLoader[Batch | CedEdgeError] = DataLoader(
-            _Reported(views(data, first)),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=8 if workers else None,
-            worker_init_fn=partial(_start_process, device),
-        )
-        return _raised(iter(loaded))
-
-
-def _raised(items: Iterator[Batch | CedEdgeError]) -> Generator[Batch, None, None]:
-    with _Deaths() as deaths:
-        try:
-            while not isinstance(item := deaths.next(items), CedEdgeError):
-                yield item
-            raise item
-        finally:
-            del items  # this ends the processes
-
-
-class _Deaths:
-    """Postpones the error about a dead worker to the next call of `next`.
-
-    torch raises it from its SIGCHLD handler, which runs at any point of this process, also in the middle of saving.
-    """
-
-    def __enter__(self) -> _Deaths:
-        self._listening = False
-        self._handler = signal.getsignal(signal.SIGCHLD)
-        self._replaced = callable(self._handler) and threading.current_thread() is threading.main_thread()
-        if self._replaced:
-            signal.signal(signal.SIGCHLD, self._on_death)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._replaced:
-            signal.signal(signal.SIGCHLD, self._handler)
-
-    def _on_death(self, number: int, frame: FrameType | None) -> None:
-        if self._listening and callable(self._handler):
-            self._handler(number, frame)
-
-    def next(self, items: Iterator[Batch | CedEdgeError]) -> Batch | CedEdgeError:
-        """The next item. When a worker has died, this is an error."""
-        try:
-            self._listening = True
-            if self._replaced:
-                self._on_death(signal.SIGCHLD, None)  # for a worker that died before this call
-            return next(items)
-        except (RuntimeError, ConnectionError, EOFError) as e:
-            # torch reports an exception inside a worker as "Caught ...": it is a fault of ours, and not a dead process.
-            if str(e).startswith("Caught ") or (isinstance(e, RuntimeError) and "DataLoader worker" not in str(e)):
-                raise
-        finally:
-            self._listening = False
-        return CedEdgeError(
-            "a process that renders views died, perhaps because memory (or /dev/shm) was full: try --workers 0; the "
-            "last checkpoint is kept"
-        )
-
-
-def _start_process(device: str, _worker: int) -> None:
-    if device == "cpu":
-        os.nice(RENDERER_NICENESS)
-    # Ctrl-C in a terminal and torchrun's SIGTERM reach the whole process group. Only the parent should react: it
-    # finishes its step and saves, and needs batches until then. So a worker leaves the group.
-    os.setpgid(0, 0)
+    return feed(views(data, first), workers, device, AHEAD, "try --workers 0; the last checkpoint is kept")
 
 
 def _plan(data: TrainingData, pass_number: int) -> NDArray[np.int64]:
     """The (shard, clip) pairs of one reader in one pass, in order: (batches of a pass * batch, 2)."""
     seed, shards = data.recipe.seed, data.pack.shards
+    rows = data.batch * batches_per_pass(data.pack, data.batch, data.world)
+    first = data.rank * rows  # of this reader, in the sequence of all clips
+    order = _permutation(f"shards|{seed}|{pass_number}", len(shards))
+    stops = np.cumsum([shards[shard].clips for shard in order])
+    # Only the shards with clips of this reader are drawn: with 2 M clips, all of them would take a second per reader.
+    low, high = np.searchsorted(stops, [first, first + rows - 1], side="right")
     parts = []
-    for shard in _permutation(f"shards|{seed}|{pass_number}", len(shards)):
+    for shard in order[low : high + 1]:
         clips = _permutation(f"clips|{seed}|{pass_number}|{shards[shard].name}", shards[shard].clips)
         parts.append(np.stack([np.full_like(clips, shard), clips], axis=1))
-    rows = data.batch * batches_per_pass(data.pack, data.batch, data.world)
-    return np.concatenate(parts)[data.rank * rows :][:rows]
+    skipped = first - (stops[low - 1] if low else 0)
+    return np.concatenate(parts)[skipped:][:rows]
 
 
 def _permutation(key: str, n: int) -> NDArray[np.int64]:
