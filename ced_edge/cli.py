@@ -26,6 +26,7 @@ COMMANDS = {
     "train": ("distill.cli:train", "Train a student from a pack and a store."),
     "pretrain": ("distill.cli:pretrain", "Pretrain a student on unlabelled audio (masked autoencoder)."),
     "evaluate": ("distill.cli:evaluate", "mAP and per-class AP of a checkpoint; writes the reference."),
+    "agreement": ("distill.evaluation.cli:agreement", "Compare a student with its teachers on clips without labels."),
     "export": ("export.cli:export", "Turn a checkpoint into ONNX and TFLite files, also as int8."),
     "android": ("export.cli:android", "Build the Android app around a bundle: an APK."),
     "check": ("ced_edge.proof.cli:check", "Compare a bundle with the reference: was accuracy lost?"),

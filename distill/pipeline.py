@@ -37,6 +37,7 @@ from distill.teaching.teach import Job, teach, units
 from distill.teaching.views import ViewRecipe
 from distill.training.batches import TrainingData, batches_per_pass
 from distill.training.config import PretrainConfig, TrainConfig
+from distill.training.disturb import Chances
 from distill.training.log import read_log
 from distill.training.pretrain import pretrain
 from distill.training.train import check_windows, train
@@ -171,6 +172,7 @@ def run_train(
         fill=config.fill,
         rank=rank,
         world=world,
+        chances=Chances(config.gain, config.noise, config.band, config.reverb),
     )
     with _bar("train") as bar:
         return train(run, stream, config, init=student, device=device, reporter=bar)

@@ -101,7 +101,8 @@ def test_every_clip_once_in_a_pass_and_in_another_order_in_the_next(stream: Trai
 class Rows(Batches):
     """Batches whose audio is silence of the right length, and whose target is (shard, clip, epoch)."""
 
-    def _view(self, stream: TrainingData, shard: int, clip: int, epoch: int) -> Any:
+    def _view(self, stream: TrainingData, shard: int, clip: int, turn: int) -> Any:
+        epoch = stream.epoch(turn)
         samples = round(stream.recipe.seconds(epoch) * 10)
         return np.zeros(samples, np.float32), np.array([shard, clip, epoch], np.float32), np.zeros(1, bool)
 

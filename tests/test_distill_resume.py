@@ -31,6 +31,7 @@ from tiny_run import (
 from ced_edge.errors import InputError
 from ced_edge.network.checkpoint import load_model
 from distill.pipeline import run_train
+from distill.teaching.store import NotTaught
 from distill.teaching.views import ViewRecipe
 from distill.training import loop
 from distill.training.batches import TrainingData
@@ -233,3 +234,19 @@ def test_a_batch_that_processes_cannot_share_is_refused(
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(InputError, match="--batch 4 cannot be shared by 3 processes"):
         run_train(tmp_path, stream.pack, stream.store, config())
+
+
+def test_a_run_waits_for_predictions_that_are_not_there_yet(stream: TrainingData, tmp_path: Path) -> None:
+    """The run is saved at the first missing prediction. Later it continues, and the result is that of a whole store."""
+    chosen = config(workers=1)
+    train(tmp_path / "whole", stream, chosen, reporter=Notes())
+    last = [stream.store.file(1, shard.name) for shard in stream.pack.shards]
+    away = [file.rename(tmp_path / file.name) for file in last]
+    with pytest.raises(NotTaught, match="has not finished this store"):
+        train(tmp_path / "parts", stream, chosen, reporter=Notes())
+    assert torch.load(tmp_path / "parts" / STATE_NAME, weights_only=True)["step"] == 6  # a pass, and not a step more
+    for file, place in zip(away, last, strict=True):
+        file.rename(place)
+    train(tmp_path / "parts", stream, chosen, reporter=Notes())
+    assert learnt(tmp_path / "parts") == learnt(tmp_path / "whole")
+    assert same_files(tmp_path / "parts" / MODEL_NAME, tmp_path / "whole" / MODEL_NAME)

@@ -244,9 +244,9 @@ def test_windows_can_stay_at_the_start_of_the_embedding(
     offsets = []
     forward = CED.forward
 
-    def watched(self: CED, wave: torch.Tensor, time_offset: int = 0) -> torch.Tensor:
+    def watched(self: CED, wave: torch.Tensor, time_offset: int = 0, kept: None = None) -> torch.Tensor:
         offsets.append(time_offset)
-        return forward(self, wave, time_offset)
+        return forward(self, wave, time_offset, kept)
 
     monkeypatch.setattr(CED, "forward", watched)
     train(tmp_path, stream, config(steps=6, random_offset=random_offset))

@@ -124,14 +124,24 @@ class CED(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)  # type: ignore[no-any-return]
 
-    def forward_mel(self, mel: Tensor, time_offset: int = 0) -> Tensor:
-        """Log-mel (B, n_mels, T) in dB, T from one patch to `max_frames` -> logits (B, n_classes)."""
+    def forward_mel(self, mel: Tensor, time_offset: int = 0, kept: Tensor | None = None) -> Tensor:
+        """Log-mel (B, n_mels, T) in dB, T from one patch to `max_frames` -> logits (B, n_classes).
+
+        `kept` (B, V) are the patches that the blocks get, numbers below N; None: all of them.
+        """
         x = self.patches(mel, time_offset).flatten(2).transpose(1, 2)  # (B, N, C), order (f t)
+        if kept is not None:
+            x = pick(x, kept)
         return self.outputlayer(self.encode(x).mean(dim=1))  # type: ignore[no-any-return]
 
-    def forward(self, wave: Tensor, time_offset: int = 0) -> Tensor:
+    def forward(self, wave: Tensor, time_offset: int = 0, kept: Tensor | None = None) -> Tensor:
         mel: Tensor = self.front_end(wave)
-        return self.forward_mel(mel, time_offset)
+        return self.forward_mel(mel, time_offset, kept)
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, V) of each of (B, N, C) -> (B, V, C)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def predict(model: CED, wave: Tensor) -> Tensor:

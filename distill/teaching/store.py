@@ -48,6 +48,12 @@ def dequantise(q: UInt8) -> Float32:
     return np.asarray(np.square(q.astype(np.float32) / np.float32(255.0)))
 
 
+class NotTaught(InputError):
+    """Predictions that `teach` has not made yet. The same command works later. Exit code 75, as in BSD's sysexits."""
+
+    exit_code = 75
+
+
 @dataclass(frozen=True)
 class TopK:
     """Stored predictions for N views: `index` and `value` (N, K), largest first; `tail` (N,) is the sum of the rest."""
@@ -235,11 +241,11 @@ class Store:
     def read(self, epoch: int, shard: str, clips: int) -> TopK:
         """The predictions of one file, for `clips` clips.
 
-        Raises InputError when it is missing, broken, or for other clips, views or teachers.
+        Raises NotTaught when it is missing, and InputError when it is broken, or for other clips, views or teachers.
         """
         file = self.file(epoch, shard)
         if not self.done(epoch, shard):
-            raise InputError(f"{file} is missing: `ced-edge teach` has not finished this store")
+            raise NotTaught(f"{file} is missing: `ced-edge teach` has not finished this store")
         try:
             data = pa.BufferReader(self._read_bytes(file, clips))
             with pq.ParquetFile(data, page_checksum_verification=True) as f:

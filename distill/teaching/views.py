@@ -149,7 +149,7 @@ def random_words(key: str, n: int) -> NDArray[np.uint64]:
 
 
 @dataclass
-class _Uniform:
+class Uniform:
     """Evenly distributed numbers in [0, 1), a pure function of `key`."""
 
     key: str
@@ -166,7 +166,7 @@ def draw(recipe: ViewRecipe, epoch: int, clip: int, clip_ids: Sequence[str]) -> 
     """The view of a shard's clip number `clip` in an epoch. `clip_ids` are the ids of all its clips, in order."""
     # The numbers of masks and partners are drawn whether they are used or not, so that a change of one probability
     # leaves all other choices as they are.
-    u = _Uniform(f"{recipe.seed}|{epoch}|{clip_ids[clip]}")
+    u = Uniform(f"{recipe.seed}|{epoch}|{clip_ids[clip]}")
     gain_db = u(*recipe.gain_db)
     negate = u() < 0.5 and recipe.polarity
     time_mask = (0.0, 0.0)

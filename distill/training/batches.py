@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from distill.feed import feed
 from distill.packing.shards import LoadedShard, Pack, ShardReader
 from distill.teaching.store import CLEAN_EPOCH, Store
 from distill.teaching.views import ViewRecipe, draw, random_words, render
+from distill.training.disturb import Chances, disturb, draw_disturbance
 
 AHEAD = 8
 """Batches that each process may have ready."""
@@ -54,6 +55,8 @@ class TrainingData:
     """Rule for the classes outside the top K, see `TopK.dense`."""
     rank: int = 0
     world: int = 1
+    chances: Chances = field(default_factory=Chances)
+    """Of disturbances that only the student gets."""
 
     def epoch(self, pass_number: int) -> int:
         """The view epoch of a pass over the clips. After the last epoch the first one follows."""
@@ -108,17 +111,21 @@ class Batches(IterableDataset[Batch]):
                 rows = _plan(data, pass_number)
             i = k % per_pass * data.batch
             chosen = rows[i : i + data.batch]
-            views = [self._view(data, int(shard), int(clip), data.epoch(pass_number)) for shard, clip in chosen]
+            views = [self._view(data, int(shard), int(clip), pass_number) for shard, clip in chosen]
             wave, target, kept = (torch.from_numpy(np.stack(column)) for column in zip(*views, strict=True))
             yield Batch(wave, target, kept)
 
-    def _view(self, data: TrainingData, shard: int, clip: int, epoch: int) -> tuple[Float32, Float32, Bools]:
+    def _view(self, data: TrainingData, shard: int, clip: int, pass_number: int) -> tuple[Float32, Float32, Bools]:
+        epoch = data.epoch(pass_number)
         now = self._shards.load(data.pack.shards[shard])
         target, kept = self._targets(data, now, epoch)
         view = draw(data.recipe, epoch, clip, now.ids)
         wave = render(view, now.waves, now.rms, data.pack.rate_hz)
         if data.pack.rate_hz != data.rate_hz:
             wave = soxr.resample(wave, data.pack.rate_hz, data.rate_hz)
+        if data.chances.any:
+            disturbance = draw_disturbance(data.chances, data.recipe.seed, pass_number, now.ids[clip])
+            wave = disturb(wave, disturbance, data.rate_hz)
         if not data.store.clean:
             return wave, target[clip], kept[clip]
         # Predictions for clean clips: we assume that a mix contains what each of its clips contains.

@@ -27,6 +27,7 @@ ONE_OR_MORE = Rule("at least 1", lambda x: 1 <= x < math.inf)
 NOT_NEGATIVE = Rule("at least 0", lambda x: 0 <= x < math.inf)
 POSITIVE = Rule("above 0", lambda x: 0 < x < math.inf)
 SHARE = Rule("from 0 to below 1", lambda x: 0 <= x < 1)
+CHANCE = Rule("from 0 to 1", lambda x: 0 <= x <= 1)
 SEED = Rule("from 0 to below 2^63", lambda x: 0 <= x < 2**63)
 HEAD_WIDTH = 32
 """Channels per attention head of a warm-up's decoder."""
@@ -37,8 +38,9 @@ def one_of(values: Collection[str]) -> Rule:
     return Rule(f"one of {', '.join(values)}", values.__contains__)
 
 
-def _option(default: Any, text: str, rule: Rule | None = None) -> Any:
-    return field(default=default, metadata={"help": text, "rule": rule})
+def _option(default: Any, text: str, rule: Rule | None = None, later: bool = False) -> Any:
+    """A field with its help text. `later`: runs exist that were begun before this field, with its default."""
+    return field(default=default, metadata={"help": text, "rule": rule, "later": later})
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dict for JSON."""
-        return dataclasses.asdict(self)
+        # A `later` field is left out at its default, so that older runs continue and have the same bytes.
+        fields = {f.name: f for f in dataclasses.fields(self)}
+        values = dataclasses.asdict(self).items()
+        return {k: v for k, v in values if not (fields[k].metadata["later"] and v == fields[k].default)}
 
     @classmethod
     def from_dict(cls: type[C], fields: dict[str, Any], origin: str = "config") -> C:
@@ -117,6 +122,19 @@ class TrainConfig(Config):
         True, "Place windows anywhere in the time embedding, so that short ones train all of it."
     )
     compile: bool = _option(False, "torch.compile the student.")
+    patchout: float = _option(0.0, "Share of each view's patches that is dropped in training.", SHARE, later=True)
+    patchout_kind: str = _option(
+        "unstructured",
+        "Patches to drop: unstructured (any), or structured (whole rows and columns).",
+        one_of(("unstructured", "structured")),
+        later=True,
+    )
+    gain: float = _option(0.0, "Chance that the student gets a view at another level, -40 to 6 dB.", CHANCE, later=True)
+    noise: float = _option(
+        0.0, "Chance that the student gets a view with noise, 5 to 40 dB below it.", CHANCE, later=True
+    )
+    band: float = _option(0.0, "Chance that the student gets a view in a small microphone's band.", CHANCE, later=True)
+    reverb: float = _option(0.0, "Chance that the student gets a view with a room's reverberation.", CHANCE, later=True)
 
     def problems(self) -> list[str]:
         return super().problems() + ["--bce and --kl must not both be 0"] * (self.bce == self.kl == 0)

@@ -27,6 +27,7 @@ from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import load_torch, save_model
 from distill.devices import find_device, has_fast_bf16
 from distill.processes import local_world, rank_and_world
+from distill.teaching.store import NotTaught
 from distill.training.batches import Batch
 from distill.training.config import Config
 from distill.training.log import TrainLog
@@ -74,10 +75,11 @@ class Trainer:
         """Do all steps from number `step` on, save, and return the path of the student's weights.
 
         `optimizers` are those of this trainer as Fabric wraps them. `batches` must start at batch number `step`.
-        `log` is None in all processes except the first. Raises Interrupted when the user stopped the run, and
-        CedEdgeError when the gradient is not finite or memory or disk is too small; the last checkpoint is kept.
+        `log` is None in all processes except the first. Raises Interrupted when the user stopped the run, NotTaught
+        when the store does not hold the next predictions yet (in both cases the run is saved), and CedEdgeError when
+        the gradient is not finite or memory or disk is too small; the last checkpoint is kept.
         """
-        config, saved_s = self.config, time.monotonic()
+        config, saved_s, first = self.config, time.monotonic(), step
         with (
             stop_politely() as stop,
             memory_errors(config.batch),
@@ -86,7 +88,13 @@ class Trainer:
         ):
             while step < self.steps:
                 # Worker processes have the next batch ready, so this seldom waits.
-                batch = Batch(*(t.to(self.fabric.device, non_blocking=True) for t in next(batches)))
+                try:
+                    batch = Batch(*(t.to(self.fabric.device, non_blocking=True) for t in next(batches)))
+                except NotTaught:
+                    # Under torchrun the processes may be at different steps when this happens.
+                    if self.fabric.world_size == 1 and step > first:
+                        self.save(step)
+                    raise
 
                 lr = config.lr * schedule(step, self.steps, config.warmup)
                 for optimizer in optimizers:
@@ -184,8 +192,8 @@ class Trainer:
 def differences(wanted: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """Names of the values that differ, except those that do not change the result of training."""
     names = []
-    for key, value in wanted.items():
-        other = found.get(key)
+    for key in dict.fromkeys([*wanted, *found]):  # a field at its default may be in one of them alone
+        value, other = wanted.get(key), found.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
             names += differences(value, other)
         elif value != other and key not in ("checkpoint_minutes", "log_every"):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ced_edge.arrays import Bools, Float32
-from ced_edge.network.ced import CED, Block
+from ced_edge.network.ced import CED, Block, pick
 from ced_edge.spec import ModelSpec, size
 from distill.packing.shards import LoadedShard, Pack
 from distill.processes import batch_share
@@ -27,6 +27,7 @@ from distill.training.config import HEAD_WIDTH, PretrainConfig
 from distill.training.log import Reporter, TrainLog
 from distill.training.loop import Trainer, make_fabric
 from distill.training.optimizers import make_optimizers
+from distill.training.patchout import shuffles
 from distill.training.train import time_offset
 
 NOTHING_LEARNT = 0.97
@@ -66,13 +67,13 @@ class MaskedAutoencoder(nn.Module):
     def forward(self, wave: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
         """`order` (B, N): the shuffled patches of each window. The first `visible` are input, the rest targets."""
         mel: Tensor = self.student.front_end(wave)
-        wanted = _pick(self.targets(mel), order[:, visible:])
+        wanted = pick(self.targets(mel), order[:, visible:])
         return F.mse_loss(self.reconstruct(mel, order, visible, time_offset).float(), wanted)
 
     def reconstruct(self, mel: Tensor, order: Tensor, visible: int, time_offset: int = 0) -> Tensor:
         """Log-mel (B, n_mels, T) -> the hidden patches as the decoder has them, (B, N - visible, patch * patch)."""
         tokens = self.student.patches(mel, time_offset).flatten(2).transpose(1, 2)  # (B, N, C), order (f t)
-        encoded = self.student.encode(_pick(tokens, order[:, :visible]))  # (B, V, C)
+        encoded = self.student.encode(pick(tokens, order[:, :visible]))  # (B, V, C)
         x = self.embed(encoded)
         B, N = order.shape
         # Attention does not mind the order, so the patches stay shuffled and take their positions with them.
@@ -165,18 +166,6 @@ def patches(spec: ModelSpec, samples: int) -> int:
 def n_visible(n: int, mask: float) -> int:
     """How many of n patches are input: at least one, and at least one is hidden."""
     return min(max(round((1.0 - mask) * n), 1), n - 1)
-
-
-def shuffles(seed: int, step: int, rows: int, n: int) -> Tensor:
-    """Independent shuffles of range(n), drawn from (seed, step) alone: (rows, n) int64."""
-    # The counter keeps these words apart from those of `time_offset`, which has the same key.
-    words = np.random.Philox(key=[seed, step], counter=[0, 0, 0, 1]).random_raw(rows * n)
-    return torch.from_numpy(np.argsort(words.reshape(rows, n), axis=1, kind="stable"))
-
-
-def _pick(x: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, M) of each of (B, N, C) -> (B, M, C)."""
-    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def waves(pack: Pack, config: PretrainConfig, rank: int = 0, world: int = 1) -> TrainingData:

@@ -21,6 +21,7 @@ from distill.training.log import Reporter, TrainLog
 from distill.training.loop import Trainer, make_fabric
 from distill.training.losses import bce, prior_logits, spread, top_k_kl
 from distill.training.optimizers import make_optimizers, warm_ema
+from distill.training.patchout import kept_patches
 
 
 def train(
@@ -58,7 +59,12 @@ def train(
     def losses(batch: Batch, step: int) -> dict[str, Tensor]:
         samples = batch.wave.shape[1]
         offset = time_offset(model.spec, samples, step, config.seed) if config.random_offset else 0
-        logits = student(batch.wave, offset).float()
+        kept = None
+        if config.patchout:
+            views, rank, world = len(batch.wave), stream.rank, stream.world
+            choice = (config.patchout, config.patchout_kind, config.seed, step)
+            kept = kept_patches(model.spec, samples, views, *choice, rank, world).to(batch.wave.device)
+        logits = student(batch.wave, offset, kept).float()
         parts = {"bce": bce(logits, batch.target), "kl": top_k_kl(logits, batch.target, batch.kept)}
         with torch.no_grad():
             spreads = {"spread": spread(logits.sigmoid()), "teacher_spread": spread(batch.target)}
