@@ -67,6 +67,15 @@ def test_not_a_model(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(e.value)
 
 
+def test_onnx_names_that_are_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime prints four lines on stdout before it raises an error for this file."""
+    path = save_affine(tmp_path / "m.onnx")
+    path.write_bytes(path.read_bytes().replace(b"labels", b"\xe5abels"))
+    with pytest.raises(InputError, match="is not a usable ONNX model: 'utf-8' codec can't decode"):
+        load_backend(path)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_other_suffix(tmp_path: Path) -> None:
     (tmp_path / "m.pt").write_bytes(b"x")
     with pytest.raises(InputError, match=r"must end in \.onnx or \.tflite"):
@@ -233,6 +242,15 @@ def tflite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("fake_runtime", "fake-runtime"),))
     (tmp_path / "m.tflite").write_bytes(b"model" * 100)
     return tmp_path / "m.tflite"
+
+
+def test_tflite_names_that_are_no_utf8(tflite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(interpreter: FakeInterpreter) -> list[dict[str, Any]]:
+        raise UnicodeDecodeError("utf-8", b"\x9e", 0, 1, "invalid start byte")
+
+    monkeypatch.setattr(FakeInterpreter, "get_input_details", names)
+    with pytest.raises(InputError, match="is not a usable TFLite model: 'utf-8' codec can't decode"):
+        load_backend(tflite)
 
 
 def pack(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> None:

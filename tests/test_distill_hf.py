@@ -169,6 +169,7 @@ def test_what_looks_like_a_path_is_never_taken_from_the_hub(tmp_path: Path, monk
         ("../x/mn40", "../x/mn40"),
         (".cache/mn40", ".cache/mn40"),
         ("~nobody-here/mn40", "~nobody-here/mn40"),
+        ("a" * 300 + "/mn40.pt", "a" * 300 + "/mn40.pt"),  # longer than a name may be
     ):
         with pytest.raises(InputError, match=f"no such teacher: {path}: ") as caught:
             load_teacher(source)

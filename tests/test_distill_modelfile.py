@@ -126,10 +126,11 @@ def test_bad_class_map(tmp_path: Path, text: str, message: str) -> None:
     assert "m_class_map.csv" in str(e.value)
 
 
-def test_missing_class_map(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none.csv", "n" * 300 + "one.csv", "n\0one.csv"])
+def test_missing_class_map(tmp_path: Path, name: str) -> None:
     path = save_onnx(tmp_path / "m.onnx", (1, WINDOW), 2)
-    with pytest.raises(InputError, match=r"class map .*none\.csv is not readable"):
-        load_teacher(TeacherSpec("m", str(path), class_map=tmp_path / "none.csv"))
+    with pytest.raises(InputError, match=r"class map .*one\.csv is not readable"):
+        load_teacher(TeacherSpec("m", str(path), class_map=tmp_path / name))
 
 
 def test_logits_are_an_option(tmp_path: Path) -> None:

@@ -380,3 +380,12 @@ def test_parse_toml(tmp_path: Path) -> None:
             parse_teachers([], toml)
     with pytest.raises(InputError, match="no such file"):
         parse_teachers([], tmp_path / "none.toml")
+
+
+def test_names_in_toml_that_no_file_can_have(tmp_path: Path) -> None:
+    toml, name = tmp_path / "teachers.toml", "a" * 300
+    toml.write_text(f'[teachers.y]\nsource = "{name}.pt"\nclass_map = "~nobody-here/map.csv"\n')
+    (teacher,) = parse_teachers([], toml)
+    assert (teacher.source, teacher.class_map) == (f"{name}.pt", tmp_path / "~nobody-here" / "map.csv")
+    with pytest.raises(InputError, match="no such teacher: aaa"):
+        load_teacher(teacher)

@@ -134,14 +134,18 @@ class OnnxBackend:
         options.inter_op_num_threads = 1  # the model is one chain of operators: no two can run at once
         options.log_severity_level = 3  # errors only: they are raised too, and warnings would mix with our output
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            # Without a fallback: it prints four lines on stdout, and there is no other provider to fall back to.
+            self._session = ort.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
+            # In the `try` as well: names and texts in a damaged file may be no UTF-8.
+            self.inputs = tuple(_onnx_port(p) for p in self._session.get_inputs())
+            self.outputs = tuple(_onnx_port(p) for p in self._session.get_outputs())
+            self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
         except Exception as e:  # ONNX Runtime raises a dozen classes of its own
             raise InputError(f"{path} is not a usable ONNX model: {first_line(e)}") from e
         self.path = path
         self.runtime = f"{package} {ort.__version__}"
-        self.inputs = tuple(_onnx_port(p) for p in self._session.get_inputs())
-        self.outputs = tuple(_onnx_port(p) for p in self._session.get_outputs())
-        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def run(self, *inputs: NDArray[Any]) -> list[NDArray[Any]]:
         _check_count(self.path, inputs, self.inputs)
@@ -160,14 +164,15 @@ class TfliteBackend:
         try:
             self._interpreter: Any = module.Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
-        except Exception as e:  # ValueError or RuntimeError, by runtime and by defect
+            # In the `try` as well: names in a damaged file may be no UTF-8.
+            self._in: list[dict[str, Any]] = self._interpreter.get_input_details()
+            self._out: list[dict[str, Any]] = self._interpreter.get_output_details()
+            self.inputs = tuple(_tflite_port(d) for d in self._in)
+            self.outputs = tuple(_tflite_port(d) for d in self._out)
+        except Exception as e:  # ValueError, RuntimeError or UnicodeDecodeError, by runtime and by defect
             raise InputError(f"{path} is not a usable TFLite model: {first_line(e)}") from e
         self.path = path
         self.runtime = f"{package} {getattr(module, '__version__', '')}".strip()
-        self._in: list[dict[str, Any]] = self._interpreter.get_input_details()
-        self._out: list[dict[str, Any]] = self._interpreter.get_output_details()
-        self.inputs = tuple(_tflite_port(d) for d in self._in)
-        self.outputs = tuple(_tflite_port(d) for d in self._out)
         self.metadata = _packed_labels(path)
         self._shapes = [tuple(d["shape"].tolist()) for d in self._in]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -99,14 +100,11 @@ def find_local(source: str) -> Path | None:
 
     Raises InputError when there is none and the name cannot be an id.
     """
-    try:
-        path = Path(source).expanduser()
-    except RuntimeError as e:  # ~somebody, who has no account here
-        raise InputError(f"no such teacher: {source}: {e}") from e
-    if path.exists():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):  # not Path.exists, which raises an error on a name that is too long
         return path
     is_path = source.startswith(("~", "/", ".")) or path.suffix in (*CHECKPOINTS, *MODEL_FILES)
     # A name whose first part is a folder here is a misspelt path rather than the id of a hub's model.
-    if HUB_ID.fullmatch(source) and not is_path and not path.parent.is_dir():
+    if HUB_ID.fullmatch(source) and not is_path and not os.path.isdir(path.parent):
         return None
     raise InputError(f"no such teacher: {path}: give a file, a folder or a Hugging Face id (owner/name)")

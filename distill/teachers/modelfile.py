@@ -187,7 +187,7 @@ def read_class_map(path: Path) -> NDArray[np.int64]:
     by_mid = {label.mid: label.index for label in labels()}
     try:
         rows = list(_rows(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as e:
+    except (OSError, ValueError, csv.Error) as e:  # ValueError: no UTF-8, or a path with a null character
         raise InputError(f"class map {path} is not readable: {e}") from e
     if sorted(i for i, _ in rows) != list(range(len(rows))) or not rows:
         raise InputError(f"class map {path}: column index must hold 0 to {max(len(rows) - 1, 0)}, each once")

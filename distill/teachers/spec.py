@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,8 +90,9 @@ def _toml_teacher(path: Path, name: str, table: dict[str, Any]) -> TeacherSpec:
         raise InputError(f"{path}: teacher {name} has no source")
     fields = dict(table)
     beside = path.parent / fields["source"]
-    if beside.exists():
+    # Not Path.exists and Path.expanduser: these raise an error on a name that is too long, or of an unknown user.
+    if os.path.exists(beside):
         fields["source"] = str(beside)
     if "class_map" in fields:
-        fields["class_map"] = path.parent / Path(fields["class_map"]).expanduser()
+        fields["class_map"] = path.parent / os.path.expanduser(fields["class_map"])
     return TeacherSpec(name, **fields)
