@@ -2,7 +2,8 @@
 
 Three forms are read: files of this program (safetensors, with the spec, labels hash and recipe inside), the published
 CED checkpoints (.pt or .safetensors), and those of Hugging Face (keys `encoder.*`). The source is a file, a folder, or
-a name on the Hugging Face hub. Nothing in a file is trusted: see `load_torch` and `load_model`.
+a name on the Hugging Face hub. Nothing in a file is trusted: see `weights.py` and `load_model`. Weights that a training
+program has wrapped (`module.`, `_orig_mod.`, Lightning's `state_dict`) are unwrapped there too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import logging
 import re
 import subprocess
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ced_edge import __version__
@@ -29,6 +29,7 @@ from ced_edge.errors import InputError, first_line
 from ced_edge.files import atomic_path, read_json
 from ced_edge.labels import labels_hash
 from ced_edge.network.ced import CED
+from ced_edge.network.weights import is_safetensors, read_weights, unreadable, wrong_classes
 from ced_edge.spec import N_CLASSES, SIZES, ModelSpec
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "latest.safetensors")
 """Names of weight files in a folder. The first one that exists is read."""
 
+ANCHORS = ("patch_embed.proj.weight", "encoder.patch_embed.proj.weight")
+"""The name that every CED has among its weights, published and on the hub. It shows which prefix wrappers added."""
 _HUB_TIMEOUT_S = 10.0
 
 
@@ -81,13 +84,13 @@ def read_metadata(source: str | Path) -> dict[str, Any]:
     """The metadata of a safetensors checkpoint, with JSON objects and lists decoded. Empty for other files."""
     path = find_checkpoint(source).weights
     try:
-        if not _is_safetensors(path):
+        if not is_safetensors(path):
             return {}
         with safe_open(path, "pt") as f:
             text: dict[str, str] = f.metadata() or {}
         return {k: json.loads(v) if v[:1] in ("{", "[") else v for k, v in text.items()}
     except Exception as e:
-        raise _unreadable(path, e) from e
+        raise unreadable(path, e) from e
 
 
 def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | None = None) -> CED:
@@ -102,7 +105,10 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
     not fit (with the key and both shapes), and when the file is no CED checkpoint.
     """
     found = find_checkpoint(source)
-    state = normalise_keys(_read_tensors(found.weights), found.weights)
+    tensors, note = read_weights(found.weights, *ANCHORS)
+    if note:
+        log.info("%s", note)
+    state = normalise_keys(tensors, found.weights)
     metadata = read_metadata(found.weights)
     if metadata.get("labels_hash", labels_hash()) != labels_hash():
         raise InputError(f"{found.weights} was made for another list of classes than the {N_CLASSES} of this program")
@@ -114,6 +120,7 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
             f"{found.weights} is a {written.name} with {written.heads} heads; requested is a {spec.name} with "
             f"{spec.heads} heads and the same front end"
         )
+    _check_classes(state, spec, found.weights)
     _fit_time_embedding(state, spec, found.weights)
     with torch.device("meta"):  # shapes without memory: a hostile spec must not allocate more than its file holds
         shapes = CED(spec).state_dict()
@@ -143,7 +150,7 @@ def find_checkpoint(source: str | Path) -> CheckpointFiles:
         raise InputError(f"no checkpoint in the folder {path}: it holds none of {', '.join(WEIGHT_FILES)}")
     # A name on the hub looks like a relative path. A mistake in a path must not start a download.
     is_hub_name = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", str(source)) is not None
-    if not is_hub_name or path.suffix in (".pt", ".pth", ".bin", ".safetensors") or path.parent.is_dir():
+    if not is_hub_name or path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors") or path.parent.is_dir():
         raise InputError(f"no such checkpoint: {source}")
     return _download(str(source))
 
@@ -184,49 +191,6 @@ def _download(name: str) -> CheckpointFiles:
     if weights is None:
         raise InputError(f"{name} on the Hugging Face hub has neither model.safetensors nor pytorch_model.bin")
     return CheckpointFiles(weights, found.get("config.json"))
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as f:
-        return path.suffix == ".safetensors" or f.read(9)[8:] == b"{"
-
-
-def _unreadable(path: Path, e: Exception) -> InputError:
-    # Not torch's own text: it advises to load the file unsafely.
-    reason = "it holds more than a state dict of tensors" if "weights_only" in str(e) else first_line(e)
-    return InputError(f"{path} is not a readable checkpoint (broken or of another kind): {reason}")
-
-
-def load_torch(path: Path) -> Any:
-    """What a .pt or .bin file holds, loaded without running its code. Raises almost anything on a broken file.
-
-    PyTorch would unpack a small compressed file to any size: such a file is refused before it is loaded.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            # torch.save never compresses, so all parts together are smaller than the file.
-            if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it is compressed, which torch.save never does")
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        state = load_file(path) if _is_safetensors(path) else load_torch(path)
-    except Exception as e:
-        raise _unreadable(path, e) from e
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        state = state["model"]
-    tensors = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
-    if not tensors:
-        raise InputError(f"{path} holds no state dict (tensors by name, alone or under the key 'model')")
-    for key, v in state.items():
-        if v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized or v.is_complex():
-            raise InputError(f"{path}: {key} is not a plain tensor of numbers")
-    # A view with a stride of 0 repeats one number to any size; a copy of it would fill the memory.
-    if sum(v.numel() * v.element_size() for v in state.values()) > path.stat().st_size:
-        raise InputError(f"{path} is not a readable checkpoint: its tensors are larger than the file")
-    return dict(state)
 
 
 def normalise_keys(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -294,6 +258,12 @@ def _fit_time_embedding(state: dict[str, Tensor], spec: ModelSpec, path: Path) -
         state["time_pos_embed"] = F.interpolate(embedding.float(), size=(1, want), mode="bilinear", align_corners=False)
         how = "stretched to"
     log.warning("%s: the time embedding has %d columns, %s the %d of this model", path, have, how, want)
+
+
+def _check_classes(state: Mapping[str, Tensor], spec: ModelSpec, path: Path) -> None:
+    head = state.get("outputlayer.1.weight")
+    if head is not None and head.ndim == 2 and len(head) != spec.n_classes == N_CLASSES:
+        raise InputError(f"{path}: {wrong_classes(len(head))}")
 
 
 def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -22,7 +23,7 @@ from typing import Any
 
 from ced_edge.audio.clips import Clip
 from ced_edge.errors import CedEdgeError, InputError, first_line
-from ced_edge.files import atomic_path, folder_lock, read_json, sha256_file, sha256_json, write_json
+from ced_edge.files import atomic_path, folder_lock, read_json, sha256_file, sha256_json, valid_text, write_json
 from distill.packing.pieces import Encoded, PackConfig, Piece, cut, encode, probe
 from distill.packing.shards import FORMAT, INDEX_NAME, MAX_JSON_BYTES, MAX_SHARD_SAMPLES, MAX_SHARDS, Pack
 from distill.processes import Pool, in_order, pool_of
@@ -51,6 +52,8 @@ def pack(clips: Sequence[Clip], out: Path, config: PackConfig, progress: Progres
     pack of other clips or another config, or in use, when two clips have one id, and when no clip can be used. Raises
     CedEdgeError when the disk is full, and with `config.strict` when a clip was rejected.
     """
+    # A name of bytes that are no UTF-8 fits into no CSV file. A folder's clips have none; a caller's may.
+    clips = [clip if clip.id.isascii() else dataclasses.replace(clip, id=valid_text(clip.id)) for clip in clips]
     identity = {"format": FORMAT, "config": config.identity(), "manifest": _manifest_hash(clips)}
     report = progress or (lambda _: None)
     _check_ids([clip.id for clip in clips])
@@ -118,7 +121,7 @@ def _plan(clips: Sequence[Clip], config: PackConfig, pool: Pool, report: Progres
     lengths = itertools.chain.from_iterable(in_order(pool, probe, chunks, 8 * config.workers))
     for clip, length in zip(clips, lengths, strict=True):
         if isinstance(length, str):
-            rejects.append((clip.id, str(clip.path), length))
+            rejects.append(_reject(clip.id, clip, length))
             report(1)
         else:
             pieces += cut(clip, length, config)
@@ -179,7 +182,7 @@ def _write_shard(out: Path, name: str, pairs: Iterable[tuple[Piece, Encoded]], r
     with atomic_path(tar_path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for piece, encoded in pairs:
             if encoded.reason is not None:
-                rejects.append((piece.id, str(piece.clip.path), encoded.reason))
+                rejects.append(_reject(piece.id, piece.clip, encoded.reason))
                 continue
             key, clip = f"{number}-{len(rows):06d}", piece.clip
             fields = {"id": piece.id, "labels": clip.labels, "group": clip.group, "samples": encoded.samples}
@@ -233,6 +236,10 @@ def _rejects_path(out: Path, name: str) -> Path:
     return out / _WORK_NAME / f"{name}.csv"
 
 
+def _reject(name: str, clip: Clip, reason: str) -> _Reject:
+    return name, valid_text(str(clip.path)), reason
+
+
 def _write_rejects(path: Path, rejects: Iterable[_Reject]) -> None:
     _write_table(path, _REJECT_FIELDS, rejects)
 
@@ -240,8 +247,11 @@ def _write_rejects(path: Path, rejects: Iterable[_Reject]) -> None:
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
+        # Before Python 3.13, csv.writer leaves a carriage return without quotes, and readers then end the row there.
+        quoted = csv.writer(f, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(header)
-        writer.writerows(rows)
+        for row in rows:
+            (quoted if any("\r" in str(cell) for cell in row) else writer).writerow(row)
 
 
 def _read_table(path: Path, header: Sequence[str]) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from ced_edge.arrays import Bools
 from ced_edge.errors import InputError
 from ced_edge.network.ced import CED, predict
 from ced_edge.network.checkpoint import load_model
+from ced_edge.network.weights import wrong_classes
 from ced_edge.spec import N_CLASSES
 
 
@@ -36,5 +37,5 @@ def load_ced(source: str | Path, name: str, sha256: str, device: torch.device) -
     """A CED teacher from a checkpoint file. Raises InputError for other files and other classes."""
     model = load_model(source)
     if model.spec.n_classes != N_CLASSES:
-        raise InputError(f"{source} has {model.spec.n_classes} classes, not AudioSet's {N_CLASSES}")
+        raise InputError(f"{source}: {wrong_classes(model.spec.n_classes)}")
     return CedTeacher(model, name, sha256, device)

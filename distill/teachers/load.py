@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from ced_edge.errors import InputError, first_line
+from ced_edge.errors import InputError
 from ced_edge.files import sha256_file
-from ced_edge.network.checkpoint import load_torch
+from ced_edge.network.checkpoint import ANCHORS
+from ced_edge.network.weights import read_weights
 from distill.devices import find_device
 from distill.teachers import mobilenet
 from distill.teachers.base import Teacher
 from distill.teachers.spec import CHECKPOINTS, MODEL_FILES, TeacherSpec, default_name
+
+log = logging.getLogger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -44,8 +46,10 @@ def load_teacher(source: str | Path | TeacherSpec, name: str | None = None, devi
             raise InputError(f"teacher {spec.name}: {option} is for .tflite and .onnx files, not for {path.name}")
     if path.suffix not in CHECKPOINTS:
         raise InputError(f"{path} is no teacher: its name must end in {', '.join((*CHECKPOINTS, *MODEL_FILES))}")
-    state = read_state(path)
+    state, note = read_weights(path, mobilenet.ANCHOR, *ANCHORS)
     if mobilenet.is_mobilenet(state):
+        if note:
+            log.info("%s", note)
         return mobilenet.MobileNetTeacher(mobilenet.load_mobilenet(state, path.name), spec.name, digest, torch_device)
     if any(key.endswith("time_pos_embed") for key in state):
         from distill.teachers.ced import load_ced
@@ -64,35 +68,6 @@ def _load_model_file(path: Path, spec: TeacherSpec, digest: str, device: torch.d
 
     chosen = {k: v for k in ("class_map", "rate_hz", "output") if (v := getattr(spec, k)) is not None}
     return ModelFileTeacher(path, spec.name, digest, device, ModelFileOptions(**chosen))
-
-
-def read_state(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .safetensors file, or of a PyTorch file (perhaps under `model` or `state_dict`).
-
-    `weights_only`: a pickle could run any code. Raises InputError.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = load_torch(path)
-    except Exception as e:  # pickle, zip and safetensors each raise their own
-        raise InputError(f"{path} is corrupted or no checkpoint: {first_line(e)}") from e
-    for key in ("model", "state_dict"):  # training programs wrap the weights in one of these
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not any(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} is no checkpoint: it holds no tensors by name")
-    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
-    for key, v in tensors.items():
-        if v.layout is not torch.strided or v.device.type != "cpu" or v.is_quantized or v.is_complex():
-            raise InputError(f"{path} is no checkpoint: {key} is not a plain tensor of numbers")
-    # A stride of 0 repeats one number to any size.
-    if sum(v.numel() * v.element_size() for v in tensors.values()) > path.stat().st_size:
-        raise InputError(f"{path} is corrupted or no checkpoint: its tensors are larger than the file")
-    return tensors
 
 
 def find_local(source: str) -> Path | None:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from ced_edge.arrays import Bools
 from ced_edge.errors import InputError
+from ced_edge.network.weights import wrong_classes
 from ced_edge.spec import N_CLASSES
 from distill.teachers.base import pad_short
 
+ANCHOR = "features.0.0.weight"
+"""The first layer. Every EfficientAT MobileNet has it under this name."""
 RATE_HZ = 32_000
 N_FFT = 1024
 WINDOW = 800
@@ -226,7 +229,7 @@ def fold_batchnorm(model: nn.Module) -> None:
 
 def is_mobilenet(state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict has the keys of an EfficientAT MobileNet."""
-    return "features.0.0.weight" in state and "classifier.5.weight" in state
+    return ANCHOR in state and "classifier.5.weight" in state
 
 
 def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
@@ -239,7 +242,7 @@ def load_mobilenet(state: Mapping[str, Tensor], source: str) -> MobileNet:
         )
     classes, hidden = last.shape
     if classes != N_CLASSES:
-        raise InputError(f"{source} has {classes} classes, not AudioSet's {N_CLASSES}: use an AudioSet checkpoint")
+        raise InputError(f"{source}: {wrong_classes(classes)}")
     with torch.device("meta"):  # shapes without memory: a hostile file must not allocate more than it holds
         wanted = MobileNet(hidden / HEAD_WIDTH).state_dict()
     for key in sorted(wanted.keys() | state.keys()):

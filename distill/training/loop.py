@@ -24,7 +24,8 @@ from torch.optim.swa_utils import AveragedModel
 from ced_edge.errors import CedEdgeError, InputError, first_line
 from ced_edge.files import atomic_path
 from ced_edge.network.ced import CED
-from ced_edge.network.checkpoint import load_torch, save_model
+from ced_edge.network.checkpoint import save_model
+from ced_edge.network.weights import load_torch
 from distill.devices import find_device, has_fast_bf16
 from distill.processes import local_world, rank_and_world
 from distill.teaching.store import NotTaught
