@@ -33,7 +33,7 @@ COMMANDS = {
     "bench": ("ced_edge.proof.cli:bench", "Latency, load time and memory of a bundle on this machine."),
     "info": ("ced_edge.runtime.cli:info", "Show what a bundle holds."),
     "tag": ("ced_edge.runtime.cli:tag", "Tag audio files, with times."),
-    "listen": ("ced_edge.runtime.cli:listen", "Tag the microphone, a file or a stream live."),
+    "listen": ("ced_edge.runtime.listen_cli:listen", "Tag the microphone, a file or a stream live."),
 }
 """Subcommand -> where it is, and its help. The help stands here, so that `ced-edge --help` imports no subcommand."""
 PACKAGES = ("ced_edge", "distill", "export")

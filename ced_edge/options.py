@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from ced_edge.audio.level import MAX_GAIN_DB, Gain
 from ced_edge.errors import InputError
 from ced_edge.runtime.backends import packages
 from ced_edge.runtime.bundle import BUNDLE_NAME, FORMATS, KINDS
+from ced_edge.spec import N_CLASSES
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,11 @@ class Number(click.FloatRange):
 
 
 SECONDS = Number(min=0, min_open=True)
+
+
+def _gain(context: click.Context, option: click.Parameter, text: str) -> Gain:
+    """A gain in dB, or `auto`."""
+    return "auto" if text == "auto" else Number(-MAX_GAIN_DB, MAX_GAIN_DB).convert(text, option, context)
 
 
 def several_option(flag: str, name: str, choices: Sequence[str], **attributes: Any) -> Callable[[F], F]:
@@ -118,3 +125,26 @@ def given_flags(names: Collection[str]) -> list[str]:
 def json_option(text: str = "Print the result as one JSON object.") -> Callable[[F], F]:
     """--json: results as JSON on stdout."""
     return click.option("--json", "as_json", is_flag=True, help=text)
+
+
+tagging_options = options(
+    bundle_option,
+    file_options,
+    threads_option,
+    click.option("--window", "window_s", type=SECONDS, help="Length of a window in seconds, at most the bundle's."),
+    click.option("--hop", "hop_s", type=SECONDS, help="Seconds from the start of a window to the start of the next."),
+    click.option(
+        "--gain",
+        "gain_db",
+        callback=_gain,
+        default="0",
+        show_default=True,
+        metavar="[DB|auto]",
+        help="dB to make the sound louder by. auto raises each quiet window by itself, by 40 dB at most.",
+    ),
+    click.option("--top", type=click.IntRange(1, N_CLASSES), default=5, show_default=True, help="Tags to show."),
+    click.option(
+        "--threshold", type=Number(0, 1), default=0.0, show_default=True, help="Lowest probability to show, 0 to 1."
+    ),
+)
+"""What `tag` and `listen` have in common."""

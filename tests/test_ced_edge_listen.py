@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from test_ced_edge_streaming import Loudness
 
 from ced_edge.audio.base import AudioError
-from ced_edge.audio.sources import FileSource, Piece
+from ced_edge.audio.sources import FileSource, Item
 from ced_edge.errors import CedEdgeError
 from ced_edge.runtime.events import Event, EventRule, Events
 from ced_edge.runtime.listen import ListenStats, listen
@@ -30,13 +30,17 @@ class Notebook:
     def __init__(self) -> None:
         self.seen: list[Tags] = []
         self.events: list[Event] = []
+        self.gaps: list[tuple[float, float]] = []
         self.notes: list[str] = []
 
     def tags(self, tags: Tags, active: list[int], stats: ListenStats) -> None:
         self.seen.append(tags)
 
-    def event(self, event: Event) -> None:
+    def event(self, event: Event, stats: ListenStats) -> None:
         self.events.append(event)
+
+    def gap(self, start_s: float, end_s: float, stats: ListenStats) -> None:
+        self.gaps.append((start_s, end_s))
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -45,12 +49,14 @@ class Notebook:
 class Burst:
     """A source that delivers these seconds of audio, one number per read, as after a slow prediction."""
 
+    started_unix_s = None
+
     def __init__(self, seconds: list[float], live: bool) -> None:
         self._seconds, self.live = iter(seconds), live
 
-    def read(self, wait_s: float) -> list[Piece] | None:
+    def read(self, wait_s: float) -> list[Item] | None:
         s = next(self._seconds, None)
-        return None if s is None else [(np.ones(round(s * RATE), np.float32), RATE)]
+        return None if s is None else [(np.full(round(s * RATE), 0.9, np.float32), RATE)]
 
     def close(self) -> None:
         pass
@@ -100,7 +106,7 @@ def test_stopping_ends_the_events_and_predicts_no_more(live: bool) -> None:
     assert book.events[-1].end_s == book.seen[-1].end_s == stats.seconds
 
 
-def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
+def with_nan(cuts: list[int], at: int) -> Iterator[list[Item]]:
     """Two seconds of sound at 48 kHz with one NaN, in pieces of `cuts` frames."""
     wave = np.ones((2 * 48_000, 2), np.float32)
     wave[:30_000] = 0
@@ -116,10 +122,12 @@ def with_nan(cuts: list[int], at: int) -> Iterator[list[Piece]]:
 class Pieces:
     """A source that returns `given`, one item per read. An exception among them is raised."""
 
-    def __init__(self, given: Iterable[list[Piece] | Exception], live: bool = False) -> None:
+    started_unix_s: float | None = None
+
+    def __init__(self, given: Iterable[list[Item] | Exception], live: bool = False) -> None:
         self._given, self.live = iter(given), live
 
-    def read(self, wait_s: float) -> list[Piece] | None:
+    def read(self, wait_s: float) -> list[Item] | None:
         pieces = next(self._given, None)
         if isinstance(pieces, Exception):
             raise pieces

@@ -75,7 +75,7 @@ def test_tag_threshold(call: Call, audio: Path) -> None:
     _, out, _ = call("tag", audio / "a.wav", "--bundle", bundle(), "--json", "--threshold", 1)
     assert json.loads(out)["tags"] == []
     _, out, _ = call("tag", audio / "a.wav", "--bundle", bundle(), "--threshold", 1)
-    assert out.splitlines()[1].split() == ["all", "-"]
+    assert out.splitlines()[1].split() == ["all", "-18.8", "dBFS", "-"]
 
 
 def test_a_bad_file_is_reported_and_the_others_are_tagged(call: Call, audio: Path, tmp_path: Path) -> None:

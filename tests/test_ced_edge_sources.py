@@ -4,46 +4,55 @@ from __future__ import annotations
 
 import io
 import os
-import queue
 import sys
 import threading
-import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 from test_ced_edge_ffmpeg import record
 
 from ced_edge.arrays import Float32
-from ced_edge.audio import sources
 from ced_edge.audio.microphone import Microphone
-from ced_edge.audio.sources import FileSource, PcmSource, PieceQueue
+from ced_edge.audio.sources import FileSource, Gap, Hint, PcmSource, PieceQueue
 from ced_edge.errors import CedEdgeError, InputError
 
 RATE = 16_000
 
 
-def read_all(source: Any) -> Float32:
+def read_all(source: Any) -> tuple[Float32, list[Hint]]:
     blocks: list[Float32] = []
-    while (pieces := source.read(5.0)) is not None:
-        blocks += [samples for samples, _ in pieces]
-    return np.concatenate(blocks)
+    hints: list[Hint] = []
+    while (items := source.read(5.0)) is not None:
+        blocks += [item[0] for item in items if isinstance(item, tuple)]
+        hints += [item for item in items if isinstance(item, Hint)]
+    return np.concatenate(blocks), hints
 
 
-@pytest.mark.parametrize(("format", "dtype", "scale"), [("s16le", "<i2", 32_768), ("f32le", "<f4", 1)])
+def stored(x: NDArray[np.float64], format: str) -> tuple[bytes, Float32]:
+    """Samples as raw bytes, and what these bytes mean, by the definition of the format."""
+    if format == "f32le":
+        return x.astype("<f4").tobytes(), x.astype(np.float32)
+    bits = int(format[1:3])
+    whole = np.rint(x * 0.99 * 2 ** (bits - 1)).astype(int)
+    raw = b"".join(int(n).to_bytes(bits // 8, "little", signed=True) for n in whole.ravel())
+    return raw, (whole / 2 ** (bits - 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("format", ["s16le", "s24le", "s32le", "f32le"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_raw_samples_through_a_pipe(format: str, dtype: str, scale: int, channels: int) -> None:
+def test_raw_samples_through_a_pipe(format: str, channels: int) -> None:
     x = np.random.default_rng(1).uniform(-1, 1, (5_000, channels))
-    raw = (x * scale * 0.99).astype(dtype)
+    x[:3, 0] = -1, 0, 1
+    data, expected = stored(x, format)
     back, front = os.pipe()
 
     def write() -> None:
         with os.fdopen(front, "wb", buffering=0) as f:
-            data = raw.tobytes()
             for i in range(0, len(data), 997):  # never on a frame's border
                 f.write(data[i : i + 997])
             f.write(b"\x01")  # a part of a frame at the end is nothing
@@ -51,16 +60,25 @@ def test_raw_samples_through_a_pipe(format: str, dtype: str, scale: int, channel
     writer = threading.Thread(target=write)
     writer.start()
     with os.fdopen(back, "rb") as pipe:
-        received = read_all(PcmSource(pipe, RATE, channels, format))
+        received, (hint,) = read_all(PcmSource(pipe, RATE, channels, format))
     writer.join()
-    assert received.shape == x.shape
-    np.testing.assert_array_equal(received, (raw / scale).astype(np.float32))
+    np.testing.assert_array_equal(received, expected)
+    frame = channels * {"s16le": 2, "s24le": 3}.get(format, 4)
+    assert hint.text == f"the pipe ended within a frame: 1 of its {frame} bytes were left out"
 
 
 def test_pieces_are_short_so_that_answers_need_not_wait() -> None:
     source = PcmSource(io.BytesIO(bytes(2 * RATE)), RATE, 1, "s16le")
-    while (pieces := source.read(5.0)) is not None:
-        assert all(len(x) <= RATE // 10 for x, _ in pieces)
+    while (items := source.read(5.0)) is not None:
+        assert all(len(item[0]) <= RATE // 10 for item in items if isinstance(item, tuple))
+
+
+def read_some(source: PcmSource) -> int:
+    """The number of samples that arrive before a pause."""
+    samples = 0
+    while items := source.read(5.0 if not samples else 0.05):
+        samples += sum(len(item[0]) for item in items if isinstance(item, tuple))
+    return samples
 
 
 @pytest.mark.parametrize("raises", [True, False])
@@ -79,127 +97,29 @@ def test_a_pipe_that_does_not_block_is_waited_for(raises: bool) -> None:
 
     with os.fdopen(back, "rb") as pipe:
         source = PcmSource(Raises() if raises else pipe, RATE, 1, "s16le")
+        os.write(front, bytes(4_096))  # so many are read first, to see whether they are an encoded file
+        assert read_some(source) == 2_048
         for _ in range(3):
             assert source.read(0.05) == []
             os.write(front, bytes(200))
-            pieces = source.read(5.0)
-            assert pieces is not None
-            assert sum(len(x) for x, _ in pieces) == 100
+            assert read_some(source) == 100
         os.close(front)
         assert source.read(5.0) is None
 
 
-def test_a_container_on_stdin_is_not_taken_for_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["s16le", "f32le"])
+def test_an_encoded_file_on_stdin_is_not_taken_for_samples(tmp_path: Path, format: str) -> None:
+    soundfile.write(tmp_path / "x.mp3", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
     soundfile.write(tmp_path / "x.wav", np.zeros(100), RATE)
-    source = PcmSource(io.BytesIO((tmp_path / "x.wav").read_bytes()), RATE, 1, "s16le")
-    with pytest.raises(InputError, match="holds an audio file, not raw PCM"):
-        read_all(source)
+    for name, kind in (("x.mp3", "MP3"), ("x.wav", "WAV")):
+        source = PcmSource(io.BytesIO((tmp_path / name).read_bytes()), RATE, 1, format)
+        with pytest.raises(InputError, match=rf"stdin holds {kind}, not raw PCM: `ffmpeg -i - -f s16le .*converts it"):
+            source.read(5.0)  # nothing was put before it
 
 
 def test_unknown_pcm() -> None:
-    with pytest.raises(InputError, match="unknown PCM format 'u8': choose one of s16le, f32le"):
+    with pytest.raises(InputError, match="unknown PCM format 'u8': choose one of s16le, s24le, s32le, f32le"):
         PcmSource(io.BytesIO(), RATE, 1, "u8")
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-class Pipe:
-    """A pipe into which the test puts audio, and the time that passes before; so audio and clock are in step."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, piece_s: float = 0.1) -> None:
-        self.clock, self._piece_s = Clock(), piece_s
-        self._waits_s: queue.SimpleQueue[float | None] = queue.SimpleQueue()
-        monkeypatch.setattr(sources, "time", self.clock)
-        monkeypatch.setattr(sources, "PIECE_S", piece_s)
-        self.source = PcmSource(self, RATE, 1, "s16le")
-
-    def read(self, n: int) -> bytes:
-        wait_s = self._waits_s.get()
-        if wait_s is None:
-            return b""
-        self.clock.now += wait_s
-        return bytes(n)
-
-    def write(self, seconds: float, pace: float) -> None:
-        """So much audio, `pace` times as fast as the clock."""
-        for _ in range(round(seconds / self._piece_s)):
-            self._waits_s.put(self._piece_s / pace)
-
-    def run(self, seconds: float, pace: float) -> set[bool]:
-        """Write, and read each piece as it comes; whether the source was live meanwhile."""
-        seen = set()
-        for _ in range(round(seconds / self._piece_s)):
-            self.write(self._piece_s, pace)
-            assert self.source.read(5.0)
-            seen.add(self.source.live)
-        return seen
-
-    def close(self) -> None:
-        self._waits_s.put(None)
-        assert self.source.read(5.0) is None
-
-
-@pytest.mark.parametrize(("pace", "live"), [(1.0, True), (0.9, True), (4.0, False)])
-def test_a_pipe_that_runs_ahead_of_the_clock_is_not_live(
-    monkeypatch: pytest.MonkeyPatch, pace: float, live: bool
-) -> None:
-    pipe = Pipe(monkeypatch)
-    assert not pipe.source.live
-    assert pipe.run(4.8 * pace, pace) == {False}  # nothing is known yet
-    pipe.run(1, pace)
-    assert pipe.run(40, pace) == {live}
-    pipe.close()
-    assert not pipe.source.live  # it cannot get further behind
-
-
-def test_a_live_pipe_may_begin_with_a_burst(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = Pipe(monkeypatch)
-    assert pipe.run(6, 1e9) == {False}
-    pipe.run(6, 1.0)
-    assert pipe.run(20, 1.0) == {True}
-    pipe.clock.now += 8  # the network hangs, and then all comes at once
-    pipe.run(8, 1e9)
-    pipe.run(6, 1.0)
-    assert pipe.run(20, 1.0) == {True}
-    pipe.close()
-
-
-def test_a_sound_card_may_be_fast_for_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = Pipe(monkeypatch, piece_s=1.0)
-    pipe.run(10, 1.0002)
-    assert pipe.run(24 * 3_600, 1.0002) == {True}
-    pipe.close()
-
-
-def test_a_pipe_whose_writer_waits_for_us_may_be_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = Pipe(monkeypatch)
-    pipe.run(10, 1.0)
-    assert pipe.source.live
-    pipe.write(31, 1.0)
-    assert not wait_while(lambda: pipe.source.live)
-    assert pipe.source.read(5.0)
-    assert not pipe.source.live  # the pace was ours
-    while pipe.source.read(0.1):
-        pass
-    pipe.run(6, 1.0)
-    assert pipe.source.live
-    pipe.close()
-
-
-def wait_while(on: Callable[[], bool], limit_s: float = 5.0) -> bool:
-    """Whether it is still on at the end."""
-    end_s = time.monotonic() + limit_s
-    while on() and time.monotonic() < end_s:
-        time.sleep(0.001)
-    return on()
 
 
 def test_what_was_received_before_an_error_is_not_lost() -> None:
@@ -274,9 +194,8 @@ def test_a_microphone_from_opening_to_closing(portaudio: Any) -> None:
     options["callback"](buffer, 4_410, None, types.SimpleNamespace(input_overflow=False))
     options["callback"](buffer, 4_410, None, types.SimpleNamespace(input_overflow=True))
     buffer[:] = 9  # PortAudio uses it again
-    pieces = mic.read(1.0)
-    assert pieces is not None
-    assert [(x.shape, x.max(), rate) for x, rate in pieces] == [((4_410, 1), 0.25, 44_100)] * 2
+    items: Any = mic.read(1.0)
+    assert [(x.shape, x.max(), rate) for x, rate in items] == [((4_410, 1), 0.25, 44_100)] * 2
     assert mic.overflows == 1
     assert mic.live
     assert mic.read(0.01) == []
@@ -291,6 +210,10 @@ def test_a_microphone_that_nobody_reads_blocks_nothing(portaudio: Any) -> None:
     for _ in range(400):
         callback(piece, 4_410, None, types.SimpleNamespace(input_overflow=False))
     assert mic.overflows == pytest.approx(100, abs=1)
+    *pieces, gap = mic.read(1.0) or []
+    assert len(pieces) == 400 - mic.overflows
+    assert isinstance(gap, Gap)  # what was lost stays in the time of the stream
+    assert gap.seconds == pytest.approx(0.1 * mic.overflows)
     mic.close()
 
 
@@ -304,21 +227,23 @@ def test_a_microphone_that_goes_away_is_reported(portaudio: Any, pieces: int) ->
     assert not mic.live  # nothing it gave may be skipped for the sake of what will not come
     received = mic.read(1.0) if pieces else []
     assert received is not None
-    assert len(received) + mic.overflows == pieces
+    assert sum(isinstance(item, tuple) for item in received) + mic.overflows == pieces
     with pytest.raises(CedEdgeError, match="the microphone has gone: plug it in and start again"):
         mic.read(1.0)
     mic.close()
 
 
 def test_no_microphone(portaudio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"no microphone 'HDMI' \(No input device .*see the list\): `python -m sound"):
+    with pytest.raises(
+        CedEdgeError, match=r"no microphone 'HDMI' \(No input device .*see the list\): `python -m sound"
+    ):
         Microphone("HDMI")
 
     def none(name: Any, kind: str) -> Any:
         raise portaudio.PortAudioError("Error querying device -1")
 
     portaudio.query_devices = none
-    with pytest.raises(InputError, match=r"no microphone \(Error querying device -1\)"):
+    with pytest.raises(CedEdgeError, match=r"no microphone \(Error querying device -1\)"):
         Microphone()
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(InputError, match=r"pip install 'ced-edge\[mic\]'"):
@@ -330,7 +255,7 @@ def test_a_microphone_that_cannot_start_is_closed(portaudio: Any, monkeypatch: p
         raise portaudio.PortAudioError("Device unavailable")
 
     monkeypatch.setattr(portaudio.InputStream, "start", start)
-    with pytest.raises(InputError, match=r"no microphone \(Device unavailable\)"):
+    with pytest.raises(CedEdgeError, match=r"no microphone \(Device unavailable\)"):
         Microphone()
     assert portaudio.stream.closed
 

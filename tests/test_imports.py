@@ -90,7 +90,8 @@ def edges(importer: str, source: str, is_package: bool = False) -> Iterator[Edge
 
 
 def is_cli(module: str) -> bool:
-    return module.rpartition(".")[2] == "cli"
+    name = module.rpartition(".")[2]
+    return name == "cli" or name.endswith("_cli")
 
 
 def room(module: str) -> str:

@@ -14,7 +14,11 @@ class Microphone(PieceQueue):
     """The default microphone, or the one with the given name or number. One channel, at the rate of the device."""
 
     def __init__(self, device: str | None = None) -> None:
-        """Open and start it. Raises InputError without sounddevice, PortAudio, or such a microphone."""
+        """Open and start it.
+
+        Raises InputError when sounddevice or PortAudio is not installed, and CedEdgeError when there is no such
+        microphone now.
+        """
         try:
             import sounddevice
         except ImportError as e:
@@ -45,16 +49,18 @@ class Microphone(PieceQueue):
                 raise
         except (sounddevice.PortAudioError, ValueError) as e:
             name_text = f" {device!r}" if device else ""
-            raise InputError(
+            # Not an InputError: a supervisor that starts the program again may find the device plugged in.
+            raise CedEdgeError(
                 f"no microphone{name_text} ({' '.join(str(e).split())}): `python -m sounddevice` lists them"
             ) from e
 
     def _arrived(self, samples: Any, frames: int, time: Any, status: Any) -> None:
         self.overflows += bool(status.input_overflow)
-        if self.full:
-            self.overflows += 1  # a callback of PortAudio must never wait
+        if self.full:  # a callback of PortAudio must never wait
+            self.overflows += 1
+            self.lost(len(samples) / self._rate_hz)
         else:
-            self.put((np.array(samples, np.float32), self._rate_hz))  # a copy: PortAudio reuses its buffer
+            self.arrived((np.array(samples, np.float32), self._rate_hz))  # a copy: PortAudio reuses its buffer
 
     def _finished(self) -> None:
         gone = CedEdgeError("the microphone has gone: plug it in and start again")

@@ -16,8 +16,8 @@ from ced_edge.figures import new_figure
 from ced_edge.files import atomic_path
 from ced_edge.frontend import frames_db, hz_to_mel
 from ced_edge.labels import labels
+from ced_edge.runtime.clock import clock
 from ced_edge.runtime.events import borders_s
-from ced_edge.runtime.show import clock
 from ced_edge.runtime.tagger import Tags
 from ced_edge.spec import FrontendSpec
 

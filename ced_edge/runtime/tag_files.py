@@ -15,9 +15,10 @@ from pathlib import Path
 
 from ced_edge.audio.base import AUDIO_SUFFIXES, AudioError
 from ced_edge.audio.folders import audio_files
+from ced_edge.audio.level import Gain, mean_level
 from ced_edge.audio.read import duration_s
 from ced_edge.errors import CedEdgeError
-from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, tag_file
+from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_file
 
 _POLL_S = 0.2
 """Seconds between two reports of progress."""
@@ -33,6 +34,12 @@ class Tagged:
     path: Path
     tags: tuple[Tags, ...] = ()
     error: CedEdgeError | None = None
+
+    @property
+    def whole(self) -> Tags:
+        """Mean probabilities and level over the windows, which are at least one, weighted by their length."""
+        levels = [(t.level, t.end_s - t.start_s) for t in self.tags if t.level is not None]
+        return Tags(0.0, self.tags[-1].end_s, mean_probs(self.tags), mean_level(levels) if levels else None)
 
 
 def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]:
@@ -59,13 +66,14 @@ def tag_files(
     hop_s: float | None = None,
     jobs: int = 1,
     progress: Callable[[float], None] = lambda share: None,
+    gain_db: Gain = 0.0,
 ) -> Iterator[Tagged]:
     """Tag `paths`, `jobs` at a time, and yield the result of each, in their order.
 
     `progress` is called now and then with the share of the work that is done, from 0 to 1. Raises InputError when the
     model does not accept such windows.
     """
-    StreamingTagger(tagger, window_s, hop_s)  # wrong windows are one error, not one per file
+    StreamingTagger(tagger, window_s, hop_s, gain_db)  # wrong windows are one error, not one per file
     free: queue.SimpleQueue[Tagger] = queue.SimpleQueue()
     free.put(tagger)
     shares, stopped = [0.0] * len(paths), threading.Event()
@@ -88,7 +96,7 @@ def tag_files(
         if os.path.isdir(paths[i]):
             raise AudioError(str(paths[i]), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
         length_s = duration_s(paths[i])  # for the progress bar
-        for tags in tag_file(StreamingTagger(own, window_s, hop_s), paths[i]):
+        for tags in tag_file(StreamingTagger(own, window_s, hop_s, gain_db), paths[i]):
             shares[i] = min(1.0, tags.end_s / length_s)
             yield tags
             if stopped.is_set():  # nobody will read the result

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from ced_edge.arrays import Float32
 from ced_edge.audio.base import AudioError
 from ced_edge.audio.intake import Intake
+from ced_edge.audio.level import Gain, Level, check_gain, with_gain
 from ced_edge.audio.read import stream as read_pieces
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import StreamMel, log_mel
@@ -32,6 +33,8 @@ class Tags:
     end_s: float
     probs: Float32
     """(n_classes,) in [0, 1]. Several classes may be likely at once, so they do not sum to 1."""
+    level: Level | None = None
+    """How loud the window is; None where only probabilities were computed."""
 
     def top(self, k: int, threshold: float = 0.0) -> list[tuple[Label, float]]:
         """The `k` likeliest classes with a probability of at least `threshold`, the likeliest first."""
@@ -100,30 +103,38 @@ class Tagger:
         return np.asarray(probs[0], np.float32)
 
     def tag(
-        self, samples: ArrayLike, rate_hz: int | None = None, window_s: float | None = None, hop_s: float | None = None
+        self,
+        samples: ArrayLike,
+        rate_hz: int | None = None,
+        window_s: float | None = None,
+        hop_s: float | None = None,
+        gain_db: Gain = 0.0,
     ) -> list[Tags]:
         """Floats (n,) or (n, channels) in [-1, 1], of any length -> the predictions for each window.
 
         `rate_hz` is that of the samples (default: the model's). Windows of `window_s` (default: the bundle's) start
-        every `hop_s` (default: one after the other). Raises InputError on unusable samples, rates or windows.
+        every `hop_s` (default: one after the other). `gain_db` makes them louder first, see `with_gain`. Raises
+        InputError on unusable samples, rates, windows or gains.
         """
-        stream = StreamingTagger(self, window_s, hop_s)
+        stream = StreamingTagger(self, window_s, hop_s, gain_db)
         return list(tag_stream(stream, [(samples, rate_hz)]))
 
-    def tag_file(self, path: Path | str, window_s: float | None = None, hop_s: float | None = None) -> list[Tags]:
+    def tag_file(
+        self, path: Path | str, window_s: float | None = None, hop_s: float | None = None, gain_db: Gain = 0.0
+    ) -> list[Tags]:
         """An audio file of any format, rate and length -> the predictions for each window, as `tag` does.
 
         The file is read in pieces: only the predictions, 2 kB per window, grow with its length. Raises AudioError on
         a file that holds no usable audio, and InputError on wrong windows.
         """
-        return list(tag_file(StreamingTagger(self, window_s, hop_s), Path(path)))
+        return list(tag_file(StreamingTagger(self, window_s, hop_s, gain_db), Path(path)))
 
-    def predict(self, samples: ArrayLike, rate_hz: int | None = None) -> Float32:
+    def predict(self, samples: ArrayLike, rate_hz: int | None = None, gain_db: Gain = 0.0) -> Float32:
         """Samples as in `tag` -> probabilities (n_classes,) of the whole audio: the mean over its windows.
 
         Raises InputError as `tag` does, and when there are no samples.
         """
-        return mean_probs(self.tag(samples, rate_hz))
+        return mean_probs(self.tag(samples, rate_hz, gain_db=gain_db))
 
 
 class StreamingTagger:
@@ -133,12 +144,15 @@ class StreamingTagger:
     the samples of the windows that are not popped yet, and of one more.
     """
 
-    def __init__(self, tagger: Tagger, window_s: float | None = None, hop_s: float | None = None) -> None:
+    def __init__(
+        self, tagger: Tagger, window_s: float | None = None, hop_s: float | None = None, gain_db: Gain = 0.0
+    ) -> None:
         """Use windows of `window_s` (default: the bundle's) every `hop_s` (default: one after the other).
 
-        Raises InputError when the bundle's model does not accept such a window, or when the hop is longer than it.
+        `gain_db` is applied to each window before the model, see `with_gain`. Raises InputError when the bundle's model
+        does not accept such a window, when the hop is longer than it, and on an unusable gain.
         """
-        self.tagger = tagger
+        self.tagger, self.gain_db = tagger, check_gain(gain_db)
         bundle, rate = tagger.bundle, tagger.rate_hz
         self.window = bundle.window_samples if window_s is None else _samples("window", window_s, rate)
         self.hop = self.window if hop_s is None else _samples("hop", hop_s, rate)
@@ -154,8 +168,11 @@ class StreamingTagger:
         self.window_s, self.hop_s = self.window / rate, self.hop / rate
         self.reset()
 
-    def reset(self) -> None:
-        """Start a new stream, at 0 s. Its rate may be another one."""
+    def reset(self, at: int = 0) -> None:
+        """Start a new stream, whose first sample has the time of sample `at` (at the model's rate). Its rate may be
+        another one.
+        """
+        self._at = at
         self._intake = Intake(self.tagger.rate_hz)
         self._mels = StreamMel(self.tagger.bundle.spec.frontend)
         self._next = 0
@@ -181,9 +198,12 @@ class StreamingTagger:
     def pop(self) -> Tags:
         """Predict the next window. Raises InputError when none is ready."""
         start, stop = self._advance()
-        probs = self.tagger.predict_window(self._intake.view(start, stop), self._mels, start)
+        wave, level = with_gain(self._intake.view(start, stop), self.gain_db)
+        # With `auto` every window has a gain of its own, so windows have no frames in common.
+        mels = None if self.gain_db == "auto" else self._mels
+        probs = self.tagger.predict_window(wave, mels, start)
         self._intake.drop(self._next * self.hop)  # no later window starts before this sample
-        return Tags(*times_s((start, stop), self.tagger.rate_hz), probs)
+        return Tags(*times_s((self._at + start, self._at + stop), self.tagger.rate_hz), probs, level)
 
     def skip(self) -> None:
         """Leave out the next window, because the machine is too slow. Raises InputError as `pop` does."""
