@@ -15,16 +15,9 @@ from ced_edge.files import sha256_file
 from ced_edge.runtime.bundle import read_bundle
 
 SCRIPT = Path(__file__).resolve().parents[1] / "android_demo" / "build_apk.sh"
+FETCH = SCRIPT.parent / "fetch" / "fetch.py"
 ABIS = ("arm64-v8a", "armeabi-v7a", "x86_64")
 """Kinds of processors, the one of almost every phone first."""
-PROGRAMS = {
-    "java": "openjdk-17-jdk-headless",
-    "javac": "openjdk-17-jdk-headless",
-    "mvn": "maven",
-    "npm": "npm",
-    "dpkg-deb": "dpkg",
-}
-"""What the build starts, and the Debian package that has it. Everything else is fetched."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +38,11 @@ def check_build(out: Path) -> None:
         raise InputError(f"{out}: give the APK a name that ends in .apk")
     if not SCRIPT.is_file():
         raise InputError(f"the app's source is missing ({SCRIPT}): run this in a clone of the repository")
-    missing = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
-    if missing:
-        raise InputError(f"the Android build needs more programs: apt-get install {' '.join(dict.fromkeys(missing))}")
+    done = subprocess.run([sys.executable, FETCH, "--missing"], capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(done.stderr.strip())
+    if missing := done.stdout.strip():
+        raise InputError(f"the Android build needs more programs: apt-get install {missing}")
 
 
 def build_apk(bundle: Path, out: Path, abi: str = ABIS[0]) -> Apk:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from tiny_bundle import write_bundle
 
 from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import read_toml, sha256_file
 from export import android
 from export.cli import android as command
 
@@ -33,6 +34,7 @@ def script(path: str) -> ModuleType:
     return module
 
 
+GRADLE_WRAPPER_SHA256 = "2db75c40782f5e8ba1fc278a5574bab070adccb2d21ca5a6e5ed840888448046"
 check_apk, pack, fetch = script("tools/check_apk.py"), script("tools/pack.py"), script("fetch/fetch.py")
 
 
@@ -135,6 +137,8 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "pinned.txt").write_text("tools npm thing@1 " + "0" * 64 + "\n")
     monkeypatch.setattr(fetch, "HERE", tmp_path)
     monkeypatch.setattr(fetch, "TARGET", tmp_path / "out")
+    monkeypatch.setattr(fetch, "missing", list)
+    monkeypatch.setattr(sys, "argv", ["fetch.py"])
     monkeypatch.setattr(fetch, "download", lambda _client, pins, folder: (folder / pins[0].file).write_bytes(b"other"))
     with pytest.raises(SystemExit, match="thing@1 is not the pinned file"):
         fetch.main()
@@ -154,11 +158,62 @@ def test_the_command_refuses_what_it_cannot_build(tmp_path: Path, monkeypatch: p
         android.build_apk(bundle, tmp_path / "app.apk")
 
 
+@pytest.mark.parametrize("javac", ["echo javac 11.0.2", "exit 1"])
+def test_an_old_jdk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, javac: str) -> None:
+    for program in fetch.PROGRAMS:
+        stand_in = tmp_path / program
+        stand_in.write_text(f"#!/bin/sh\n{javac if program == 'javac' else ''}\n")
+        stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fetch.missing() == ["openjdk-17-jdk-headless"]
+    (tmp_path / "javac").write_text("#!/bin/sh\necho javac 21.0.1\n")
+    assert fetch.missing() == []
+
+
+def test_another_machine_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch.platform, "machine", lambda: "arm64")
+    with pytest.raises(SystemExit, match="open the folder android_demo in Android Studio"):
+        fetch.main()
+
+
+def test_both_builds_are_of_one_app() -> None:
+    """Gradle's files and the script name the same versions. Gradle itself cannot be run here."""
+    catalogue = read_toml(DEMO / "gradle/libs.versions.toml")["versions"]
+    pinned = (DEMO / "fetch/pinned.txt").read_text()
+    names = {
+        "kotlin": "kotlin-compiler-embeddable",
+        "robolectric": "org.robolectric:robolectric",
+        "junit": "junit:junit",
+    }
+    for key, name in (names | {"onnxruntime": "com.microsoft.onnxruntime:onnxruntime"}).items():
+        assert f"{name}:{catalogue[key]}:jar" in pinned, key
+    gradle = (DEMO / "app/build.gradle.kts").read_text()
+    script_ = (DEMO / "tools/compile.sh").read_text()
+    for key, option in {
+        "minSdk": "--min-sdk-version",
+        "targetSdk": "--target-sdk-version",
+        "versionCode": "--version-code",
+        "versionName": "--version-name",
+    }.items():
+        (value,) = re.findall(rf'{key} = "?([\d.]+)"?', gradle)
+        assert f"{option} {value} " in script_, key
+    assert "compileSdk = 35" in gradle
+    assert "android-all-15-robolectric" in script_  # Android 15 is API 35
+    assert all(f'"{abi}"' in gradle for abi in android.ABIS)
+    wrapper = DEMO / "gradle/wrapper"
+    properties = (wrapper / "gradle-wrapper.properties").read_text()
+    assert "gradle-8.11.1-bin.zip" in properties
+    assert re.search(r"^distributionSha256Sum=[0-9a-f]{64}$", properties, re.M)
+    # The checksum that gradle.org publishes for this version's wrapper.
+    assert sha256_file(wrapper / "gradle-wrapper.jar") == GRADLE_WRAPPER_SHA256
+
+
 def test_the_command_moves_the_apk_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = write_bundle(tmp_path / "bundle").folder
     stand_in = tmp_path / "build.sh"
     monkeypatch.setattr(android, "SCRIPT", stand_in)
-    monkeypatch.setattr(android, "PROGRAMS", {})
+    (tmp_path / "fetch.py").write_text("")
+    monkeypatch.setattr(android, "FETCH", tmp_path / "fetch.py")
 
     def build(body: str) -> android.Apk:
         stand_in.write_text(f"#!/bin/sh\n{body}\n")

@@ -1,12 +1,15 @@
 """Fetches every file that the Android build needs into .venv/android, once, and checks its SHA-256.
 
 Runs on the standard library alone. Maven, npm and apt do the downloads, so their own settings (mirrors, proxies) hold.
-Each line of pinned.txt is one file. A folder that is complete is not fetched again.
+Each line of pinned.txt is one file. A folder that is complete is not fetched again. `fetch.py --missing` fetches
+nothing: it prints the Debian packages that the machine still needs.
 """
 
 from __future__ import annotations
 
 import hashlib
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +28,29 @@ POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0<
 ITEM = (
     "<artifactItem><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version><type>{}</type></artifactItem>"
 )
+
+
+PROGRAMS = {
+    "java": "openjdk-17-jdk-headless",
+    "javac": "openjdk-17-jdk-headless",
+    "mvn": "maven",
+    "npm": "npm",
+    "dpkg-deb": "dpkg",
+}
+"""What the build starts, and the Debian package that has it. Everything else is fetched."""
+JDK = 17
+"""Oldest version: the Android framework that the tests run on needs it."""
+
+
+def missing() -> list[str]:
+    """Debian packages that this machine still needs."""
+    packages = [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    if "openjdk-17-jdk-headless" not in packages:
+        text = subprocess.run(["javac", "-version"], capture_output=True, text=True).stdout
+        version = re.search(r"javac (\d+)", text)
+        if version is None or int(version[1]) < JDK:
+            packages.insert(0, "openjdk-17-jdk-headless")
+    return list(dict.fromkeys(packages))
 
 
 class Pin(NamedTuple):
@@ -49,10 +75,7 @@ class Pin(NamedTuple):
 
 def run(*command: str, cwd: Path | None = None) -> None:
     """Run a client; its output goes to stderr, and its failure ends this program."""
-    try:
-        done = subprocess.run(command, cwd=cwd, stdout=sys.stderr)
-    except FileNotFoundError:
-        sys.exit(f"fetch.py: {command[0]} is not installed: apt-get install maven npm openjdk-17-jdk-headless")
+    done = subprocess.run(command, cwd=cwd, stdout=sys.stderr)
     if done.returncode:
         sys.exit(f"fetch.py: `{' '.join(command[:6])}` failed, see above")
 
@@ -93,6 +116,14 @@ def unpack(path: Path) -> None:
 
 
 def main() -> None:
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        sys.exit("fetch.py: this build runs on Linux on x86-64 alone: open the folder android_demo in Android Studio")
+    packages = missing()
+    if sys.argv[1:] == ["--missing"]:
+        print(*packages)
+        return
+    if packages:
+        sys.exit(f"fetch.py: the Android build needs more programs: apt-get install {' '.join(packages)}")
     lines = (HERE / "pinned.txt").read_text().splitlines()
     pins = [Pin(*line.split()) for line in lines if line and not line.startswith("#")]
     for name in dict.fromkeys(p.folder for p in pins):

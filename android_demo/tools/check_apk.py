@@ -20,7 +20,13 @@ TOOLS = Path(__file__).resolve().parents[2] / ".venv" / "android"
 PAGE = 16_384
 MAX_ARM64_BYTES = 24_000_000
 """With the int8 model of the smallest size and compressed libraries."""
-PERMISSIONS = {"RECORD_AUDIO", "FOREGROUND_SERVICE", "FOREGROUND_SERVICE_MICROPHONE", "POST_NOTIFICATIONS"}
+PERMISSIONS = {
+    "RECORD_AUDIO",
+    "MODIFY_AUDIO_SETTINGS",
+    "FOREGROUND_SERVICE",
+    "FOREGROUND_SERVICE_MICROPHONE",
+    "POST_NOTIFICATIONS",
+}
 TELEMETRY = (b"events.data.microsoft", b"OneCollector", b"TelemetryInitializer", b"onnxruntime/telemetry")
 """Found in ONNX Runtime 1.29 for Android, and in no version before."""
 

@@ -22,6 +22,7 @@ import org.cededge.demo.core.Listener
 import org.cededge.demo.core.LiveState
 import org.cededge.demo.core.Settings
 import org.cededge.demo.core.Status
+import org.cededge.demo.core.csv
 import org.cededge.demo.core.writeWav
 import org.cededge.demo.engine.OrtEngine
 import org.cededge.demo.service.ListenService
@@ -43,7 +44,7 @@ class Center(private val context: Context) : Demo {
 
     @Volatile private var listener: Listener? = null
     @Volatile private var wanted = false // the user wants to listen
-    @Volatile private var stopFile = false
+    @Volatile private var newestFile = 0 // a file is tagged only as long as nothing newer was chosen
     @Volatile private var status = Status.LOADING
     @Volatile private var detail = ""
     @Volatile private var changes = 0
@@ -59,10 +60,15 @@ class Center(private val context: Context) : Demo {
     override val devices get() = Microphone.devices(context).map { it.first to it.second.productName.toString() }
 
     init {
-        work.execute { load("") }
+        work.execute {
+            // Sounds of a list that is gone. Another app may still be reading what was shared just now.
+            val old = System.currentTimeMillis() - A_DAY_MS
+            for (file in ShareProvider.folder(context).listFiles().orEmpty()) if (file.lastModified() < old) file.delete()
+            load("")
+        }
     }
 
-    /** Run [block] after all that was asked for before; tests wait with it. */
+    /** Run [block] after all work that was started before; tests wait with it. */
     fun afterWork(block: () -> Unit) = work.execute(block)
 
     override fun change(settings: Settings) {
@@ -72,7 +78,7 @@ class Center(private val context: Context) : Demo {
         try {
             listener?.change(settings)
         } catch (e: InputError) {
-            say(Status.FAILED, e.message ?: "")
+            show(Status.FAILED, e.message ?: "")
         }
         if (settings.source != before.source || settings.device != before.device) work.execute {
             if (microphone != null) {
@@ -87,36 +93,36 @@ class Center(private val context: Context) : Demo {
 
     override fun refuse() {
         stopListening()
-        say(Status.REFUSED)
+        show(Status.REFUSED)
     }
 
     override fun startListening() {
         if (wanted) return
         wanted = true
-        stopFile = true
-        say(Status.STARTING)
+        newestFile++
+        show(Status.STARTING)
         work.execute { begin() }
     }
 
     override fun stopListening() {
         if (!wanted) return
         wanted = false
-        say(Status.IDLE)
+        show(Status.IDLE)
         work.execute { end() }
     }
 
     override fun openFile(address: String) {
         stopListening()
-        stopFile = false
+        val file = ++newestFile
         val name = name(Uri.parse(address))
-        say(Status.READING_FILE, name)
-        work.execute { tagFile(Uri.parse(address), name) }
+        show(Status.READING_FILE, name)
+        work.execute { tagFile(Uri.parse(address), name) { file != newestFile } }
     }
 
     override fun openBundle(address: String) {
         stopListening()
-        stopFile = true
-        say(Status.LOADING)
+        newestFile++
+        show(Status.LOADING)
         work.execute {
             try {
                 val stream = context.contentResolver.openInputStream(Uri.parse(address)) ?: throw IOException()
@@ -126,7 +132,7 @@ class Center(private val context: Context) : Demo {
                 load(e.message ?: "")
             } catch (e: IOException) {
                 load(context.getString(R.string.bundle_unreadable))
-            } catch (e: SecurityException) {
+            } catch (e: RuntimeException) { // other apps' providers throw what they like
                 load(context.getString(R.string.bundle_unreadable))
             }
         }
@@ -134,8 +140,8 @@ class Center(private val context: Context) : Demo {
 
     override fun useBuiltIn() {
         stopListening()
-        stopFile = true
-        say(Status.LOADING)
+        newestFile++
+        show(Status.LOADING)
         work.execute {
             store.removeBundle()
             load("")
@@ -143,9 +149,26 @@ class Center(private val context: Context) : Demo {
     }
 
     override fun clearEntries() {
-        synchronized(list) { list.clear() }
+        synchronized(list) {
+            for (entry in list) forgetSound(entry)
+            list.clear()
+        }
         changes++
         onChange.run()
+    }
+
+    override fun csvAddress(): String? = try {
+        File(ShareProvider.folder(context), CSV).writeText(csv(entries))
+        ShareProvider.address(context, CSV)
+    } catch (e: IOException) {
+        null
+    }
+
+    override fun soundAddress(entry: Entry): String? =
+        entry.sound?.takeIf { File(ShareProvider.folder(context), it).isFile }?.let { ShareProvider.address(context, it) }
+
+    private fun forgetSound(entry: Entry) {
+        entry.sound?.let { File(ShareProvider.folder(context), it).delete() }
     }
 
     override fun fill(state: LiveState) {
@@ -153,7 +176,7 @@ class Center(private val context: Context) : Demo {
         val error = l?.error() ?: ""
         if (error.isNotEmpty() && wanted) {
             stopListening()
-            say(Status.FAILED, error)
+            show(Status.FAILED, error)
         }
         l?.fill(state) ?: run { state.tags = 0 }
         state.status = if (status == Status.LISTENING && l != null && l.zeroSeconds() > ZEROS_S) Status.ZEROS else status
@@ -169,7 +192,7 @@ class Center(private val context: Context) : Demo {
         observers -= changed
     }
 
-    private fun say(status: Status, detail: String = "") {
+    private fun show(status: Status, detail: String = "") {
         this.detail = detail
         this.status = status
         onChange.run()
@@ -193,15 +216,20 @@ class Center(private val context: Context) : Demo {
         }
         try {
             if (bundle == null) use(store.builtIn())
-            if (refused.isNotEmpty()) say(Status.FAILED, refused) else if (!wanted) say(Status.IDLE)
+            if (refused.isNotEmpty()) show(Status.FAILED, refused) else if (!wanted) show(Status.IDLE)
         } catch (e: InputError) {
-            say(Status.FAILED, e.message ?: "")
+            show(Status.FAILED, e.message ?: "")
         }
     }
 
     private fun use(files: BundleFiles) {
         val read = BundleReader.read(files)
-        val loaded = OrtEngine(files.open(read.modelFile)!!.use { it.readBytes() }, read)
+        val model = try {
+            files.map(read.modelFile)
+        } catch (e: IOException) {
+            throw InputError("${read.modelFile} does not fit into this phone's memory: choose a smaller model.")
+        }
+        val loaded = OrtEngine(model, read)
         engine = loaded
         runtime = loaded.runtime
         bundle = read
@@ -227,7 +255,7 @@ class Center(private val context: Context) : Demo {
             { samples, n -> listener?.accept(samples, n) },
             { s, retryS ->
                 if (wanted) {
-                    if (s == Status.REFUSED) refuse() else say(s, if (retryS > 0) retryS.toString() else "")
+                    if (s == Status.REFUSED) refuse() else show(s, if (retryS > 0) retryS.toString() else "")
                 }
             },
         )
@@ -240,23 +268,23 @@ class Center(private val context: Context) : Demo {
         listener?.close()
     }
 
-    private fun tagFile(address: Uri, name: String) {
+    private fun tagFile(address: Uri, name: String, stopped: () -> Boolean) {
         val b = bundle
         val e = engine
-        if (stopFile || b == null || e == null) return
+        if (stopped() || b == null || e == null) return
         val l = newListener(b, e)
         listener = l
         try {
-            SoundFile(context, address, b.rateHz).decode({ stopFile }) { samples, n ->
+            SoundFile(context, address, b.rateHz).decode(stopped) { samples, n ->
                 l.accept(samples, n)
                 l.predictAll()
             }
             l.finishFile()
-            if (!stopFile) say(Status.FILE_DONE, name)
+            if (!stopped()) show(Status.FILE_DONE, name)
         } catch (x: InputError) {
-            if (!stopFile) say(Status.FAILED, x.message ?: "")
+            if (!stopped()) show(Status.FAILED, x.message ?: "")
         } catch (x: SecurityException) {
-            if (!stopFile) say(Status.FAILED, context.getString(R.string.file_unreadable))
+            if (!stopped()) show(Status.FAILED, context.getString(R.string.file_unreadable))
         }
     }
 
@@ -272,7 +300,7 @@ class Center(private val context: Context) : Demo {
             }
         }
         synchronized(list) {
-            if (list.size == MAX_ENTRIES) list.removeAt(0)
+            if (list.size == MAX_ENTRIES) forgetSound(list.removeAt(0))
             list += Entry(event, bundle.labels[event.index], atMs, file)
         }
         changes++
@@ -290,5 +318,7 @@ class Center(private val context: Context) : Demo {
     private companion object {
         const val ZEROS_S = 1.0
         const val MAX_ENTRIES = 1000
+        const val CSV = "events.csv"
+        const val A_DAY_MS = 24 * 3600 * 1000L
     }
 }

@@ -2,10 +2,14 @@ package org.cededge.demo
 
 import android.content.Context
 import java.io.File
+import java.io.FileInputStream
 import java.io.IOException
 import java.io.InputStream
+import java.nio.ByteBuffer
+import java.nio.channels.FileChannel.MapMode.READ_ONLY
 import org.cededge.demo.core.BundleFiles
 import org.cededge.demo.core.BundleReader
+import org.cededge.demo.core.Folder
 import org.cededge.demo.core.InputError
 import org.cededge.demo.core.Settings
 
@@ -28,15 +32,20 @@ class Store(private val context: Context) {
         .putInt("threshold", Math.round(100 * s.threshold).toInt()).putInt("smooth", s.smooth)
         .putBoolean("keepSound", s.keepSound).putString("source", s.source).putString("device", s.device).apply()
 
-    fun builtIn() = BundleFiles { name ->
-        try {
+    fun builtIn() = object : BundleFiles {
+        override fun open(name: String) = try {
             context.assets.open("bundle/$name")
         } catch (e: IOException) {
             null
         }
+
+        // The model is stored in the APK without compression, so it can be mapped from there.
+        override fun map(name: String): ByteBuffer = context.assets.openFd("bundle/$name").use { part ->
+            FileInputStream(part.fileDescriptor).channel.map(READ_ONLY, part.startOffset, part.length)
+        }
     }
 
-    fun bundleFolder(): BundleFiles? = if (folder.isDirectory) files(folder) else null
+    fun bundleFolder(): BundleFiles? = if (folder.isDirectory) Folder(folder) else null
 
     /** Check a zip of a bundle, and only then let it take the place of the old one. Raises InputError. */
     fun replaceBundle(zip: InputStream) {
@@ -44,7 +53,7 @@ class Store(private val context: Context) {
         if (!incoming.mkdirs()) throw InputError("There is no room for the bundle: free some storage.")
         try {
             zip.use { BundleReader.unzip(it, incoming) }
-            BundleReader.read(files(incoming))
+            BundleReader.read(Folder(incoming))
             folder.deleteRecursively()
             if (!incoming.renameTo(folder)) throw InputError("There is no room for the bundle: free some storage.")
         } finally {
@@ -55,6 +64,4 @@ class Store(private val context: Context) {
     fun removeBundle() {
         folder.deleteRecursively()
     }
-
-    private fun files(folder: File) = BundleFiles { name -> File(folder, name).takeIf { it.isFile }?.inputStream() }
 }

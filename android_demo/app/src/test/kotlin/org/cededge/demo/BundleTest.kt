@@ -1,8 +1,10 @@
 package org.cededge.demo
 
 import android.net.Uri
+import com.sun.management.ThreadMXBean
 import java.io.ByteArrayOutputStream
 import java.io.File
+import java.lang.management.ManagementFactory
 import java.util.zip.ZipEntry
 import java.util.zip.ZipOutputStream
 import org.cededge.demo.core.BundleReader
@@ -12,6 +14,7 @@ import org.junit.After
 import org.junit.Assert.assertEquals
 import org.junit.Assert.assertNotNull
 import org.junit.Assert.assertNull
+import org.junit.Assert.assertTrue
 import org.junit.Before
 import org.junit.Test
 import org.junit.runner.RunWith
@@ -31,18 +34,25 @@ class BundleTest {
         ZipOutputStream(out).use { z -> for ((name, bytes) in files) z.run { putNextEntry(ZipEntry(name)); write(bytes) } }
     }.toByteArray()
 
-    private fun open(bytes: ByteArray) {
+    /** Returns how many bytes the loading took from the heap. */
+    private fun open(bytes: ByteArray): Long {
         val address = Uri.parse("content://files/bundle.zip")
         shadowOf(app.contentResolver).registerInputStream(address, bytes.inputStream())
+        val threads = ManagementFactory.getThreadMXBean() as ThreadMXBean
+        var taken = 0L
+        center.afterWork { taken -= threads.getThreadAllocatedBytes(Thread.currentThread().id) }
         center.openBundle(address.toString())
+        center.afterWork { taken += threads.getThreadAllocatedBytes(Thread.currentThread().id) }
         afterWork()
+        return taken
     }
 
     @Test fun aBundleFromStorage() {
         val folder = File(System.getProperty("bundle"))
         val model = folder.list()!!.single { it.endsWith("-int8.onnx") }
         val files = listOf("bundle.json", "labels.txt", model).map { "b/$it" to File(folder, it).readBytes() }
-        open(zip(*files.toTypedArray()))
+        val taken = open(zip(*files.toTypedArray()))
+        assertTrue("$taken bytes: a model of hundreds of MB would not fit", taken < File(folder, model).length())
         val a = launch().setup().get()
         assertEquals(app.getString(R.string.idle), a.text(R.id.status))
         assertNotNull("kept for the next start", Store(app).bundleFolder())
@@ -57,9 +67,9 @@ class BundleTest {
         val folder = File(System.getProperty("bundle"))
         val json = File(folder, "bundle.json").readBytes()
         open(zip("bundle.json" to json, "labels.txt" to "Dog\n".toByteArray()))
-        until("it says why") { "labels.txt is not the file that was exported" in a.text(R.id.status) }
+        until("the app shows why") { "labels.txt is not the file that was exported" in a.text(R.id.status) }
         open("no zip".toByteArray())
-        until("it says what to do") { "zip the folder" in a.text(R.id.status) }
+        until("the app shows what to do") { "zip the folder" in a.text(R.id.status) }
         assertNotNull(center.bundle)
         assertNull(Store(app).bundleFolder())
     }
@@ -81,7 +91,7 @@ class BundleTest {
         val a = launch().setup().get()
         for (model in listOf(TWO_INPUTS, TWO_OUTPUTS)) {
             open(bundleWith(model))
-            until("it says why") { "other inputs or outputs" in a.text(R.id.status) }
+            until("the app shows why") { "other inputs or outputs" in a.text(R.id.status) }
             assertNull("not tried again at the next start", Store(app).bundleFolder())
             assertNotNull("the built-in one takes its place", center.bundle)
             center.useBuiltIn()

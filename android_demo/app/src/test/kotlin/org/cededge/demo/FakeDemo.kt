@@ -26,7 +26,7 @@ class FakeDemo : Demo {
     var detail = ""
     var dropped = 0L
     override var settings = Settings()
-    override val bundle = Bundle("tiny-int8.onnx", "int8", "weights int8 per channel; activations uint8 per tensor", 6_121_653, "702ce1ef6b537925878967f0", "f5413664b558957058fe3667", 10.0, 16_000, 2_400, labels)
+    override var bundle = Bundle("tiny-int8.onnx", "int8", "weights int8 per channel; activations uint8 per tensor", 6_121_653, "702ce1ef6b537925878967f0", "f5413664b558957058fe3667", 10.0, 16_000, 2_400, labels)
     override val runtime = "ONNX Runtime 1.26.0"
     override val entries = ArrayList<Entry>()
     override val sources = listOf("UNPROCESSED", "VOICE_RECOGNITION", "MIC").map { it to it }
@@ -36,7 +36,7 @@ class FakeDemo : Demo {
     private var changes = 0
 
     /** The clip four times over, with predictions that are written down here instead of computed. */
-    fun hearTheClip() {
+    fun playTheClip() {
         val engine = object : Engine {
             override val runtime = "written down"
 
@@ -96,6 +96,10 @@ class FakeDemo : Demo {
     override fun useBuiltIn() = Unit
 
     override fun clearEntries() = Unit
+
+    override fun csvAddress(): String? = null
+
+    override fun soundAddress(entry: Entry): String? = null
 
     override fun observe(changed: Runnable) = Unit
 

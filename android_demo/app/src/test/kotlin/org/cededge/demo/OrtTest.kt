@@ -7,8 +7,8 @@ import java.nio.ByteOrder
 import java.util.Base64
 import kotlin.math.abs
 import org.cededge.demo.core.Bundle
-import org.cededge.demo.core.BundleFiles
 import org.cededge.demo.core.BundleReader
+import org.cededge.demo.core.Folder
 import org.cededge.demo.core.InputError
 import org.cededge.demo.core.Json
 import org.cededge.demo.core.TopK
@@ -30,8 +30,9 @@ val TWO_OUTPUTS: ByteArray = Base64.getDecoder().decode(
 /** The app's engine on this machine's ONNX Runtime, against what Python predicted with the same file. */
 class OrtTest {
     private val folder = File(System.getProperty("bundle"))
-    private val bundle = BundleReader.read(BundleFiles { File(folder, it).takeIf(File::isFile)?.inputStream() })
-    private fun engine() = OrtEngine(File(folder, bundle.modelFile).readBytes(), bundle)
+    private val bundle = BundleReader.read(Folder(folder))
+    private fun engine() = OrtEngine(Folder(folder).map(bundle.modelFile), bundle)
+    private fun direct(bytes: ByteArray): ByteBuffer = ByteBuffer.allocateDirect(bytes.size).apply { put(bytes).rewind() }
     private val answers = File(System.getProperty("answers"))
     private val json = Json.parse(File(answers, "answers.json").readText()) as Map<*, *>
 
@@ -79,12 +80,12 @@ class OrtTest {
     }
 
     @Test fun aBrokenModelIsRefused() {
-        val e = assertThrows(InputError::class.java) { OrtEngine("no model".toByteArray(), bundle) }
+        val e = assertThrows(InputError::class.java) { OrtEngine(direct("no model".toByteArray()), bundle) }
         assertTrue(e.message, "export the bundle again" in e.message!!)
     }
 
     @Test fun aRefusedModelLeavesNoMemoryBehind() {
-        val model = File(folder, bundle.modelFile).readBytes()
+        val model = Folder(folder).map(bundle.modelFile)
         val other = bundle.run { Bundle(modelFile, kind, quantisation, modelBytes, modelSha256, sha256, windowS, rateHz, minSamples, labels.reversed()) }
         fun residentMb() = File("/proc/self/status").readLines().first { it.startsWith("VmRSS") }.filter(Char::isDigit).toInt() / 1024
         fun refuse(times: Int) = repeat(times) {
@@ -95,12 +96,12 @@ class OrtTest {
         val before = residentMb()
         refuse(40)
         val grown = residentMb() - before
-        assertTrue("$grown MB more: one session holds more than ${model.size shr 20} MB", grown < 10 * (model.size shr 20))
+        assertTrue("$grown MB more: one session holds more than ${model.capacity() shr 20} MB", grown < 10 * (model.capacity() shr 20))
     }
 
     @Test fun aModelWithOtherInputsOrOutputsIsRefused() {
         for (model in listOf(TWO_INPUTS, TWO_OUTPUTS)) {
-            val e = assertThrows(InputError::class.java) { OrtEngine(model, bundle) }
+            val e = assertThrows(InputError::class.java) { OrtEngine(direct(model), bundle) }
             assertTrue(e.message, "other inputs or outputs" in e.message!!)
         }
     }

@@ -10,10 +10,13 @@ import android.view.View
 import android.view.ViewGroup
 import android.view.WindowInsets
 import android.widget.Button
+import android.widget.SeekBar
 import android.widget.TextView
 import java.io.File
 import java.util.Locale
 import java.util.TimeZone
+import org.cededge.demo.core.Bundle
+import org.cededge.demo.core.Settings
 import org.cededge.demo.core.Status
 import org.cededge.demo.ui.MainActivity
 import org.junit.Assert.assertEquals
@@ -39,7 +42,7 @@ class ScreensTest {
     }
 
     private fun listen(): MainActivity {
-        demo.hearTheClip()
+        demo.playTheClip()
         demo.status = Status.LISTENING
         return launch().setup().get()
     }
@@ -69,11 +72,16 @@ class ScreensTest {
         assertEquals("$name: pixels that differ; the new picture lies in .venv/android/test/tmp", 0, different)
     }
 
-    /** Every button can be hit and has words; no text is cut off. */
+    /** Every button can be hit and has words; no text is cut off or too pale. */
     private fun checkViews(view: View) {
         if (view.visibility != View.VISIBLE) return
         val dp = view.resources.displayMetrics.density
         if (view.isClickable && view.isShown && view.height > 0) assertTrue("$view: 48 dp high", view.height >= 48 * dp - 1 || view.parent is android.widget.AdapterView<*>)
+        if (view is TextView && view.isShown) {
+            val filled = view.id == R.id.listen || view.id == R.id.load_bundle
+            val ground = app.getColor(if (filled) R.color.accent else R.color.ground)
+            assertTrue("'${view.text}': contrast", contrast(blend(view.currentTextColor, ground), ground) >= 4.5)
+        }
         if (view is Button) assertTrue("$view: words", view.text.isNotEmpty())
         if (view is TextView && view.layout != null) for (line in 0 until view.lineCount) {
             assertEquals("'${view.text}' is cut off", 0, view.layout.getEllipsisCount(line))
@@ -95,7 +103,10 @@ class ScreensTest {
     @Test fun doubleFont() {
         RuntimeEnvironment.setFontScale(2f)
         demo.dropped = 12
-        picture(listen(), "double_font")
+        val a = listen()
+        val numbers = a.text(R.id.numbers)
+        assertTrue(numbers, "Dropped hops: 12." in numbers && "too slow" in numbers)
+        picture(a, "double_font")
     }
 
     @Test fun doubleFontSetup() {
@@ -139,6 +150,17 @@ class ScreensTest {
 
     @Test fun setup() = picture(page(R.id.tab_setup), "setup")
 
+    @Test @Config(qualifiers = "+night") fun darkSetup() = picture(page(R.id.tab_setup), "dark_setup")
+
+    @Test fun theWindowIsNotLongerThanTheModelTakes() {
+        demo.settings = Settings(windowS = 5.0, hopS = 4.0)
+        demo.bundle = demo.bundle.run { Bundle(modelFile, kind, quantisation, modelBytes, modelSha256, sha256, 2.0, rateHz, minSamples, labels) }
+        val a = launch().setup().get()
+        assertEquals(app.getString(R.string.window, 2.0), a.text(R.id.window_text))
+        assertEquals(app.getString(R.string.hop, 2.0), a.text(R.id.hop_text))
+        assertEquals(4, a.findViewById<SeekBar>(R.id.window).max)
+    }
+
     @Test fun everyStatusHasASentence() {
         demo.detail = "3"
         val a = launch().setup()
@@ -164,6 +186,12 @@ class ScreensTest {
         val root = a.window.decorView
         root.measure(View.MeasureSpec.makeMeasureSpec(root.width, View.MeasureSpec.EXACTLY), View.MeasureSpec.makeMeasureSpec(root.height, View.MeasureSpec.EXACTLY))
         root.layout(0, 0, root.width, root.height)
+    }
+
+    /** What is seen of a colour that lets the ground shine through. */
+    private fun blend(c: Int, ground: Int): Int {
+        fun mix(a: Int, b: Int) = (a * Color.alpha(c) + b * (255 - Color.alpha(c))) / 255
+        return Color.rgb(mix(Color.red(c), Color.red(ground)), mix(Color.green(c), Color.green(ground)), mix(Color.blue(c), Color.blue(ground)))
     }
 
     private fun luminance(c: Int): Double {

@@ -10,6 +10,7 @@ import android.media.AudioFormat
 import android.media.AudioManager
 import android.media.AudioRecord
 import android.media.AudioRecordingConfiguration
+import android.media.AudioRouting
 import android.media.MediaRecorder.AudioSource
 import android.os.Build
 import android.os.Handler
@@ -51,23 +52,16 @@ class Microphone(
 
     // A USB or Bluetooth microphone that is unplugged: Android goes on with another one, without an error.
     private val plugged = object : AudioDeviceCallback() {
-        override fun onAudioDevicesAdded(devices: Array<AudioDeviceInfo>) = look()
+        override fun onAudioDevicesAdded(devices: Array<AudioDeviceInfo>) = checkDevice()
 
-        override fun onAudioDevicesRemoved(devices: Array<AudioDeviceInfo>) = look()
-
-        private fun look() {
-            val chosen = chosenDevice()
-            if ((chosen == null) == deviceMissing) return
-            deviceMissing = chosen == null
-            val open = synchronized(lock) { record } ?: return
-            if (chosen != null) open.preferredDevice = chosen
-            onStatus(listeningStatus(), 0)
-        }
+        override fun onAudioDevicesRemoved(devices: Array<AudioDeviceInfo>) = checkDevice()
     }
+    private val routed = AudioRouting.OnRoutingChangedListener { checkDevice() }
+    private val bluetooth = BluetoothLink(audio)
+    private val main = Handler(Looper.getMainLooper())
     private val thread = Thread({ run() }, "microphone")
 
     init {
-        val main = Handler(Looper.getMainLooper())
         audio.registerAudioRecordingCallback(configurations, main)
         if (device.isNotEmpty()) audio.registerAudioDeviceCallback(plugged, main)
         thread.start()
@@ -106,6 +100,7 @@ class Microphone(
         var any = false
         try {
             synchronized(lock) { record = opened }
+            if (device.isNotEmpty()) opened.addOnRoutingChangedListener(routed, main)
             opened.startRecording()
             if (opened.recordingState != AudioRecord.RECORDSTATE_RECORDING) return false
             onStatus(listeningStatus(), 0)
@@ -117,6 +112,7 @@ class Microphone(
             while (synchronized(lock) { running }) {
                 val n = opened.read(shorts, 0, shorts.size)
                 if (n < 0) return any // such as ERROR_DEAD_OBJECT: the device or the audio server is gone
+                if (n == 0) synchronized(lock) { if (running) lock.wait(EMPTY_MS) } // no loop that only burns power
                 for (i in 0 until n) floats[i] = shorts[i] / 32768f
                 val out = resampler?.process(floats, n, resampled) ?: n
                 if (out > 0) onSamples(resampled, out)
@@ -128,11 +124,25 @@ class Microphone(
         } finally {
             synchronized(lock) { record = null }
             silenced = false
+            if (device.isNotEmpty()) opened.removeOnRoutingChangedListener(routed)
             opened.release()
+            bluetooth.close()
         }
     }
 
     private fun chosenDevice() = audio.getDevices(AudioManager.GET_DEVICES_INPUTS).firstOrNull { key(it) == device }
+
+    /** The chosen device came or went, or Android records from another one. */
+    private fun checkDevice() {
+        val open = synchronized(lock) { record } ?: return
+        val chosen = chosenDevice()
+        if (chosen != null && deviceMissing) open.preferredDevice = chosen
+        val source = open.routedDevice // null where Android has not decided yet
+        val missing = chosen == null || (source != null && key(source) != device)
+        if (missing == deviceMissing) return
+        deviceMissing = missing
+        onStatus(listeningStatus(), 0)
+    }
 
     private fun listeningStatus() = when {
         silenced -> Status.SILENCED
@@ -154,7 +164,10 @@ class Microphone(
             if (made.state == AudioRecord.STATE_INITIALIZED) {
                 val chosen = chosenDevice()
                 deviceMissing = device.isNotEmpty() && chosen == null
-                if (chosen != null) made.preferredDevice = chosen
+                if (chosen != null) {
+                    made.preferredDevice = chosen
+                    bluetooth.open(chosen)
+                }
                 return made
             }
             made.release()
@@ -167,6 +180,7 @@ class Microphone(
     companion object {
         private const val PIECES_PER_S = 20
         private const val MAX_RETRY_S = 8
+        private const val EMPTY_MS = 20L
         private val SOURCES = mapOf(
             "UNPROCESSED" to AudioSource.UNPROCESSED, // noise suppression would spoil the sound
             "VOICE_RECOGNITION" to AudioSource.VOICE_RECOGNITION,

@@ -24,7 +24,13 @@ class SoundFile(private val context: Context, private val address: Uri, private 
         val extractor = MediaExtractor()
         var codec: MediaCodec? = null
         try {
-            extractor.setDataSource(context, address, null)
+            try {
+                extractor.setDataSource(context, address, null)
+            } catch (e: SecurityException) {
+                throw e
+            } catch (e: RuntimeException) { // other apps' providers throw what they like
+                throw IOException(e)
+            }
             val format = select(extractor)
             codec = MediaCodec.createDecoderByType(format.getString(MediaFormat.KEY_MIME)!!)
             codec.configure(format, null, null, 0)
@@ -84,19 +90,21 @@ class SoundFile(private val context: Context, private val address: Uri, private 
         }
     }
 
-    /** PCM of any channel count, 16-bit or float -> mono floats, resampled. */
+    /** PCM of any channel count and encoding -> mono floats, resampled. */
     private fun emit(data: ByteBuffer, format: MediaFormat, onSamples: (FloatArray, Int) -> Unit) {
         val channels = format.getInteger(MediaFormat.KEY_CHANNEL_COUNT)
-        val float = format.containsKey(MediaFormat.KEY_PCM_ENCODING) && format.getInteger(MediaFormat.KEY_PCM_ENCODING) == AudioFormat.ENCODING_PCM_FLOAT
+        val fileRate = format.getInteger(MediaFormat.KEY_SAMPLE_RATE)
+        if (channels < 1 || fileRate !in RATES_HZ) throw InputError("The file has $channels channels at $fileRate Hz: convert it to a WAV file of 44100 Hz.")
+        val encoding = if (format.containsKey(MediaFormat.KEY_PCM_ENCODING)) format.getInteger(MediaFormat.KEY_PCM_ENCODING) else AudioFormat.ENCODING_PCM_16BIT
         data.order(ByteOrder.nativeOrder())
-        val frames = data.remaining() / (channels * if (float) 4 else 2)
+        val frames = data.remaining() / (channels * bytesPerSample(encoding))
         if (floats.size < frames) floats = FloatArray(frames)
         for (i in 0 until frames) {
             var sum = 0f
-            for (c in 0 until channels) sum += if (float) data.getFloat() else data.getShort() / 32768f
+            for (c in 0 until channels) sum += sample(data, encoding)
+            if (sum.isNaN()) throw InputError("The file is damaged: some of its samples are not numbers.")
             floats[i] = sum / channels
         }
-        val fileRate = format.getInteger(MediaFormat.KEY_SAMPLE_RATE)
         if (fileRate == rateHz) return onSamples(floats, frames)
         if (fileRate != rate) {
             rate = fileRate
@@ -107,11 +115,31 @@ class SoundFile(private val context: Context, private val address: Uri, private 
         if (n > 0) onSamples(resampled, n)
     }
 
+    private fun bytesPerSample(encoding: Int) = when (encoding) {
+        AudioFormat.ENCODING_PCM_8BIT -> 1
+        AudioFormat.ENCODING_PCM_16BIT -> 2
+        PCM_24BIT -> 3
+        PCM_32BIT, AudioFormat.ENCODING_PCM_FLOAT -> 4
+        else -> throw InputError("The file's samples are of an unknown kind: convert it to a WAV file of 16 bits.")
+    }
+
+    private fun sample(data: ByteBuffer, encoding: Int): Float = when (encoding) {
+        AudioFormat.ENCODING_PCM_8BIT -> ((data.get().toInt() and 255) - 128) / 128f // the only kind without a sign
+        AudioFormat.ENCODING_PCM_16BIT -> data.getShort() / 32768f
+        // Three bytes, the lowest first: every Android has that order.
+        PCM_24BIT -> ((data.get().toInt() and 255) or (data.get().toInt() and 255 shl 8) or (data.get().toInt() shl 16)) / 8388608f
+        PCM_32BIT -> data.getInt() / 2147483648f
+        else -> data.getFloat()
+    }
+
     private fun room(count: Int) {
         if (resampled.size < count) resampled = FloatArray(count)
     }
 
     private companion object {
         const val WAIT_US = 10_000L
+        val RATES_HZ = 1_000..384_000
+        const val PCM_24BIT = 21 // AudioFormat has the names since Android 12
+        const val PCM_32BIT = 22
     }
 }

@@ -10,12 +10,14 @@ import java.nio.FloatBuffer
 import org.cededge.demo.core.Bundle
 import org.cededge.demo.core.Engine
 import org.cededge.demo.core.InputError
+import org.cededge.demo.core.Json
 
 /**
  * A .onnx file on ONNX Runtime's CPU provider. Input and output lie in buffers that are used again for every window;
- * ONNX Runtime itself makes a few small objects a call. Not above 1.28: 1.29 reports to its maker.
+ * ONNX Runtime itself makes a few small objects a call. [model] is direct or mapped, and not needed afterwards.
+ * Not above 1.28: 1.29 reports to its maker.
  */
-class OrtEngine(model: ByteArray, private val bundle: Bundle, threads: Int = 1) : Engine {
+class OrtEngine(model: ByteBuffer, private val bundle: Bundle, threads: Int = 1) : Engine {
     private val environment = OrtEnvironment.getEnvironment()
     private val session: OrtSession
     private val input = floats(bundle.windowSamples)
@@ -50,7 +52,7 @@ class OrtEngine(model: ByteArray, private val bundle: Bundle, threads: Int = 1) 
             open += outTensor
             outputs = mapOf(session.outputNames.first() to outTensor)
             // A file that names other labels than the bundle would show wrong words.
-            val names = session.metadata.customMetadata["labels"]?.let { org.cededge.demo.core.Json.parse(it) }
+            val names = session.metadata.customMetadata["labels"]?.let { Json.parse(it) }
             if (names != null && names != bundle.labels) throw InputError("The model has other labels than labels.txt: export the bundle again.")
         } catch (e: Exception) {
             for (resource in open.asReversed()) resource.close()

@@ -45,5 +45,9 @@ class ShareProvider : ContentProvider() {
 
     companion object {
         fun folder(context: Context) = File(context.cacheDir, "share").apply { mkdirs() }
+
+        /** The address under which another app reads the file [name] of the folder. */
+        fun address(context: Context, name: String): String =
+            Uri.Builder().scheme("content").authority("${context.packageName}.share").appendPath(name).build().toString()
     }
 }

@@ -10,14 +10,13 @@ import android.widget.BaseAdapter
 import android.widget.Button
 import android.widget.ListView
 import android.widget.TextView
-import java.io.File
+import android.widget.Toast
 import java.text.DateFormat
 import java.util.Date
 import org.cededge.demo.R
 import org.cededge.demo.core.Demo
 import org.cededge.demo.core.Entry
 import org.cededge.demo.core.LiveState
-import org.cededge.demo.core.csv
 
 /** The list of events, the newest first; shared as CSV, and each one's sound where it was kept. */
 class EventsPage(private val activity: Activity, private val demo: Demo) {
@@ -49,8 +48,8 @@ class EventsPage(private val activity: Activity, private val demo: Demo) {
     init {
         val list = activity.findViewById<ListView>(R.id.event_list)
         list.adapter = adapter
-        list.setOnItemClickListener { _, _, i, _ -> rows[i].sound?.let { send(it, "audio/wav") } }
-        share.setOnClickListener { shareCsv() }
+        list.setOnItemClickListener { _, _, i, _ -> if (rows[i].sound != null) send(demo.soundAddress(rows[i]), "audio/wav") }
+        share.setOnClickListener { send(demo.csvAddress(), "text/csv") }
         clear.setOnClickListener { demo.clearEntries() }
     }
 
@@ -64,17 +63,12 @@ class EventsPage(private val activity: Activity, private val demo: Demo) {
         adapter.notifyDataSetChanged()
     }
 
-    private fun shareCsv() {
-        val name = "events.csv"
-        File(File(activity.cacheDir, "share").apply { mkdirs() }, name).writeText(csv(demo.entries))
-        send(name, "text/csv")
-    }
-
-    private fun send(name: String, type: String) {
-        val address = Uri.Builder().scheme("content").authority("${activity.packageName}.share").appendPath(name).build()
+    private fun send(file: String?, type: String) {
+        if (file == null) return Toast.makeText(activity, R.string.not_shared, Toast.LENGTH_LONG).show()
+        val address = Uri.parse(file)
         val intent = Intent(Intent.ACTION_SEND).setType(type).putExtra(Intent.EXTRA_STREAM, address)
             .addFlags(Intent.FLAG_GRANT_READ_URI_PERMISSION)
-        intent.clipData = ClipData.newRawUri(name, address) // the read permission travels with it
+        intent.clipData = ClipData.newRawUri(address.lastPathSegment, address) // the read permission travels with it
         activity.startActivity(Intent.createChooser(intent, null))
     }
 }

@@ -33,8 +33,8 @@ class LivePage(private val activity: Activity) {
 
     private fun numbers(s: LiveState): String {
         if (s.realTime == 0.0) return ""
-        val text = activity.getString(R.string.numbers, Math.round(s.latencyMs).toInt(), s.realTime)
-        return if (s.dropped == 0L) text else text + "\n" + activity.resources.getQuantityString(R.plurals.dropped, s.dropped.toInt(), s.dropped.toInt())
+        val text = activity.getString(R.string.numbers, Math.round(s.latencyMs).toInt(), s.realTime, s.dropped)
+        return if (s.dropped == 0L) text else text + "\n" + activity.getString(R.string.too_slow)
     }
 
     /** TalkBack reads a live region again whenever its text is set, even to the same text. */

@@ -49,10 +49,10 @@ class MainActivity : Activity() {
         findViewById<View>(R.id.root).setOnApplyWindowInsetsListener { view, insets -> insets.also { pad(view, it) } }
         live = LivePage(this)
         events = EventsPage(this, demo)
-        model = ModelPage(this, demo) { pick(PICK_BUNDLE, "*/*") }
+        model = ModelPage(this, demo) { pick(PICK_BUNDLE) }
         setup = SetupPage(this, demo)
         findViewById<Button>(R.id.listen).setOnClickListener { if (state.listening) demo.stopListening() else listen() }
-        findViewById<Button>(R.id.open_file).setOnClickListener { pick(PICK_FILE, "audio/*") }
+        findViewById<Button>(R.id.open_file).setOnClickListener { pick(PICK_FILE, "audio/*", "application/ogg") }
         findViewById<Button>(R.id.allow).setOnClickListener { openSettings() }
         for (i in TABS.indices) findViewById<Button>(TABS[i]).setOnClickListener { show(i) }
         refused = saved?.getBoolean("refused") ?: false
@@ -110,29 +110,30 @@ class MainActivity : Activity() {
     private fun listen() {
         when {
             allowed() -> demo.requestListening()
-            // The user refused once: say why it is needed before the system asks again.
+            // The user refused once: the reason comes before the system's second question.
             shouldShowRequestPermissionRationale(Manifest.permission.RECORD_AUDIO) -> AlertDialog.Builder(this)
                 .setMessage(R.string.why_microphone)
-                .setPositiveButton(R.string.go_on) { _, _ -> ask() }
+                .setPositiveButton(R.string.go_on) { _, _ -> requestMicrophone() }
                 .setNegativeButton(R.string.cancel, null)
                 .show()
-            else -> ask()
+            else -> requestMicrophone()
         }
     }
 
-    private fun ask() {
+    private fun requestMicrophone() {
         val wanted = mutableListOf(Manifest.permission.RECORD_AUDIO)
         // The notification with the last event needs a permission of its own since Android 13; the app works without.
         if (Build.VERSION.SDK_INT >= 33) wanted += Manifest.permission.POST_NOTIFICATIONS
-        requestPermissions(wanted.toTypedArray(), ASK)
+        requestPermissions(wanted.toTypedArray(), REQUEST_MICROPHONE)
     }
 
     private fun openSettings() {
         startActivity(Intent(ACTION_APPLICATION_DETAILS_SETTINGS, Uri.fromParts("package", packageName, null)))
     }
 
-    private fun pick(code: Int, type: String) {
-        val intent = Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType(type)
+    private fun pick(code: Int, vararg types: String) {
+        val intent = Intent(Intent.ACTION_OPEN_DOCUMENT).addCategory(Intent.CATEGORY_OPENABLE).setType("*/*")
+        if (types.isNotEmpty()) intent.putExtra(Intent.EXTRA_MIME_TYPES, types)
         try {
             @Suppress("DEPRECATION") startActivityForResult(intent, code)
         } catch (e: ActivityNotFoundException) {
@@ -188,7 +189,7 @@ class MainActivity : Activity() {
     }
 
     private companion object {
-        const val ASK = 1
+        const val REQUEST_MICROPHONE = 1
         const val PICK_FILE = 2
         const val PICK_BUNDLE = 3
         const val FRAME_MS = 50L

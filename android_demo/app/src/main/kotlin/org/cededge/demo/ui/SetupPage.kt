@@ -20,9 +20,10 @@ class SetupPage(private val activity: Activity, private val demo: Demo) {
     private var sourceKeys = listOf("")
     private var deviceKeys = listOf("")
     private var shown: Settings? = null
+    private var longestS = 0.0
 
     init {
-        slider(R.id.window, 1, 20) { copy(windowS = it / 2.0, hopS = minOf(hopS, it / 2.0)) }
+        slider(R.id.window, 1, 1) { copy(windowS = it / 2.0, hopS = minOf(hopS, it / 2.0)) }
         slider(R.id.hop, 1, 20) { copy(hopS = minOf(it / 10.0, windowS)) }
         slider(R.id.threshold, 5, 95) { copy(threshold = it / 100.0) }
         slider(R.id.smooth, 1, 9) { copy(smooth = it) }
@@ -46,10 +47,16 @@ class SetupPage(private val activity: Activity, private val demo: Demo) {
 
     fun render() {
         val s = demo.settings
-        if (s == shown) return
+        val longest = demo.bundle?.windowS ?: s.windowS
+        if (s == shown && longest == longestS) return
         shown = s
-        show(R.id.window, R.id.window_text, Math.round(2 * s.windowS).toInt(), activity.getString(R.string.window, s.windowS))
-        show(R.id.hop, R.id.hop_text, Math.round(10 * s.hopS).toInt(), activity.getString(R.string.hop, s.hopS))
+        longestS = longest
+        // A model takes windows up to its own length; a longer one that was chosen before is cut to that.
+        activity.findViewById<SeekBar>(R.id.window).max = maxOf(1, (2 * longest).toInt())
+        val windowS = minOf(s.windowS, longest)
+        val hopS = minOf(s.hopS, windowS)
+        show(R.id.window, R.id.window_text, Math.round(2 * windowS).toInt(), activity.getString(R.string.window, windowS))
+        show(R.id.hop, R.id.hop_text, Math.round(10 * hopS).toInt(), activity.getString(R.string.hop, hopS))
         show(R.id.threshold, R.id.threshold_text, Math.round(100 * s.threshold).toInt(), activity.getString(R.string.threshold, Math.round(100 * s.threshold)))
         show(R.id.smooth, R.id.smooth_text, s.smooth, activity.resources.getQuantityString(R.plurals.smooth, s.smooth, s.smooth))
         keep.isChecked = s.keepSound

@@ -2,12 +2,25 @@ package org.cededge.demo.core
 
 import java.io.File
 import java.io.InputStream
+import java.nio.ByteBuffer
+import java.nio.channels.FileChannel.MapMode.READ_ONLY
 import java.security.MessageDigest
 import java.util.zip.ZipInputStream
 
-/** Where a bundle's files are read from: the app's assets, or a folder. Null: there is no such file. */
-fun interface BundleFiles {
+/** Where a bundle's files are read from: the app's assets, or a folder. */
+interface BundleFiles {
+    /** Null where there is no such file. */
     fun open(name: String): InputStream?
+
+    /** The file's bytes outside the heap, which on phones is smaller than a large model. Raises IOException. */
+    fun map(name: String): ByteBuffer
+}
+
+/** The files of a folder on storage. */
+class Folder(private val folder: File) : BundleFiles {
+    override fun open(name: String) = File(folder, name).takeIf { it.isFile }?.inputStream()
+
+    override fun map(name: String): ByteBuffer = File(folder, name).inputStream().use { it.channel.map(READ_ONLY, 0, it.channel.size()) }
 }
 
 /** What bundle.json says, as far as the app needs it, and the labels. */

@@ -93,7 +93,7 @@ interface Demo {
 
     fun change(settings: Settings)
 
-    /** Ask the system for the service that may keep the microphone; the screen must be in front, with the permission. */
+    /** Request the service that may keep the microphone; the screen must be in front, with the permission. */
     fun requestListening()
 
     /** Called by that service, once it may listen. */
@@ -111,7 +111,14 @@ interface Demo {
 
     fun useBuiltIn()
 
+    /** Empty the list; the sounds that were kept for it are deleted. */
     fun clearEntries()
+
+    /** Write the list as CSV: its address for other apps, or null where the phone has no room. */
+    fun csvAddress(): String?
+
+    /** The address of an entry's sound for other apps, or null: Android may empty the cache at any time. */
+    fun soundAddress(entry: Entry): String?
 
     fun fill(state: LiveState)
 

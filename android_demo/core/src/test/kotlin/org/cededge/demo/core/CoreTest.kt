@@ -5,6 +5,7 @@ import java.io.ByteArrayInputStream
 import java.io.ByteArrayOutputStream
 import java.io.File
 import java.lang.management.ManagementFactory
+import java.nio.ByteBuffer
 import java.nio.file.Files
 import java.util.zip.ZipEntry
 import java.util.zip.ZipOutputStream
@@ -227,7 +228,11 @@ class CoreTest {
         if ("sha256" !in fields) fields["sha256"] = BundleReader.sha256(Json.canonical(fields).toByteArray())
         val files = mutableMapOf("bundle.json" to Json.canonical(fields).toByteArray(), "labels.txt" to labels, "tiny-int8.onnx" to model)
         spoil(files)
-        return BundleFiles { name -> files[name]?.let(::ByteArrayInputStream) }
+        return object : BundleFiles {
+            override fun open(name: String) = files[name]?.let(::ByteArrayInputStream)
+
+            override fun map(name: String): ByteBuffer = ByteBuffer.wrap(files.getValue(name))
+        }
     }
 
     @Test fun aBundleIsRead() {
