@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import importlib.util
 import io
@@ -39,6 +40,10 @@ COMMANDS = {
 PACKAGES = ("ced_edge", "distill", "export")
 EXTRAS = {"distill": "train", "export": "export"}
 """Package of a subcommand -> the extra that installs all it needs."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a disk that takes no more bytes. Of stdout they name no file."""
 
 
 class LazyGroup(click.Group):
@@ -100,6 +105,9 @@ def _print_notices() -> Iterator[None]:
 
 def main() -> None:
     """Run the command line. An error is one line on stderr and an exit code: 1 failed, 2 wrong input, 130 stopped."""
+    if sys.stdout is None:
+        _print("stdout is closed: send it to a file, or to /dev/null")
+        sys.exit(2)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may hold any bytes
     # --debug works before and after the subcommand.
@@ -114,14 +122,20 @@ def main() -> None:
         _print("stopped")
         sys.exit(130)
     except BrokenPipeError:
-        # The program that read our output has ended. Python must not try to flush stdout again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()  # the program that read our output has ended
         sys.exit(1)
     except Exception as e:
         if debug:
             traceback.print_exc()
         _print(_message(e, next((arg for arg in arguments if arg in COMMANDS), "")))
+        if isinstance(e, OSError) and e.errno in _FULL:
+            _drop_stdout()
         sys.exit(e.exit_code if isinstance(e, CedEdgeError | click.ClickException) else 1)
+
+
+def _drop_stdout() -> None:
+    """Discard the output that cannot be written. Else Python would try it again at exit, and print an error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: Exception, command: str) -> str:
@@ -136,6 +150,8 @@ def _message(error: Exception, command: str) -> str:
         return " ".join(lines)
     if isinstance(error, OSError) and error.filename is not None:
         return f"cannot use {os.fsdecode(error.filename)}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return f"cannot write the output: {error.strerror}"
     # Of a long text, the first line usually says what failed, and the last one why.
     text = " ... ".join(dict.fromkeys((lines[0], lines[-1])))
     return f"unexpected {type(error).__name__}: {text} (--debug shows where)"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,69 @@ def test_listen_to_a_file_and_to_stdin(call: Call, tmp_path: Path, monkeypatch: 
     assert [json.loads(x) for x in events.splitlines()] == [x for x in lines if x["type"] == "event"]
 
 
+def piped(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0"])
+def test_nothing_came_through_stdin(call: Call, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """As from /dev/null, or from a program that has failed."""
+    piped(monkeypatch, data)
+    refused(call("listen", "-", "--bundle", bundle()), 1, "no audio came through stdin: did the program that writes it")
+
+
+def test_a_writer_that_dies_early(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less than a window, and the last frame is cut: what came is predicted."""
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, (8_000, 2))
+    piped(monkeypatch, (wave * 32_768).astype("<i2").tobytes()[:-1])
+    code, out, err = call("listen", "-", "--channels", 2, "--bundle", bundle(), "--json")
+    assert code == 0
+    (window,) = [x for x in map(json.loads, out.splitlines()) if x["type"] == "tags"]
+    assert window["end_s"] == pytest.approx(7_999 / 16_000, abs=1e-9)
+    assert "the pipe ended within a frame: 3 of its 4 bytes were left out" in err
+
+
+def test_an_encoded_file_on_stdin(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "x.mp3", np.random.default_rng(0).normal(0, 0.1, 48_000), 48_000)
+    piped(monkeypatch, (tmp_path / "x.mp3").read_bytes())
+    refused(call("listen", "-", "--bundle", bundle()), 2, "stdin holds MP3, not raw PCM", "ffmpeg -i - -f s16le")
+
+
+@pytest.mark.parametrize("format", ["s24le", "s32le", "f32le"])
+def test_other_formats_of_samples(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """The same samples in another format give the same output."""
+    values = np.random.default_rng(0).integers(-30_000, 30_000, 40_000)
+    raw = {
+        "s16le": values.astype("<i2").tobytes(),
+        "s24le": b"".join((int(v) << 8).to_bytes(3, "little", signed=True) for v in values),
+        "s32le": (values << 16).astype("<i4").tobytes(),
+        "f32le": (values / 32_768).astype("<f4").tobytes(),
+    }
+    found = []
+    for name in ("s16le", format):
+        piped(monkeypatch, raw[name])
+        found.append(call("listen", "-", "--bundle", bundle(), "--json", "--pcm-format", name))
+    assert found[0][0] == 0
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("gain", [12, "auto"])
+def test_gain_and_level_are_those_of_the_tagger(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gain: object
+) -> None:
+    path = tmp_path / "x.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.01, 0.01, 60_000), 16_000)
+    code, out, _ = call("listen", path, "--bundle", bundle(), "--json", "--gain", gain, "--top", 1)
+    assert code == 0
+    tagger: Any = Tagger(bundle())
+    expected = tagger.tag_file(path, 2.0, 0.5, gain)
+    for line, tags in zip([x for x in map(json.loads, out.splitlines()) if x["type"] == "tags"], expected, strict=True):
+        assert line["tags"][0]["prob"] == round(tags.top(1)[0][1], 6)
+        assert line["level_dbfs"] == pytest.approx(tags.level.rms_dbfs, abs=0.01)
+        assert line["gain_db"] == pytest.approx(tags.level.gain_db, abs=0.01)
+        assert line["peak_dbfs"] > line["level_dbfs"] > (-33.5 if gain == 12 else -20.1)
+
+
 def test_listen_as_text(call: Call, tmp_path: Path) -> None:
     path = tones(tmp_path / "x.wav")
     dog = ("--class", "Dog=0.001/0.001", "--on", 1)
@@ -91,6 +155,9 @@ def test_listen_as_text(call: Call, tmp_path: Path) -> None:
         (("-", "--rate", 0), "0 is not in the range 1000<=x<=1000000"),
         (("-", "--rate", 5), "5 is not in the range 1000<=x<=1000000"),
         (("-", "--top", 528), "528 is not in the range"),
+        (("x.wav", "--gain", "loud"), "Invalid value for '--gain': 'loud' is not a valid float range"),
+        (("x.wav", "--gain", 101), "101.0 is not in the range -100.0<=x<=100.0"),
+        (("x.wav", "--quiet-after", 0), "0.0 is not in the range x>0"),
         (("x.wav", "--threshold", "nan"), "Invalid value for '--threshold': nan is not a finite number"),
         (("-", "--pcm-format", "u8"), "'u8' is not one of 's16le', 's24le', 's32le', 'f32le'"),
         (("-", "--format", "s16le"), "'s16le' is not one of 'onnx', 'tflite'"),

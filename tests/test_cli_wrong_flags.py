@@ -55,7 +55,10 @@ WRONG: list[tuple[str, str]] = [
     ("pretrain --pack p --out o --seconds nan", "--seconds must be within 0.5 and 10, not nan"),
     ("train --pack p --store s --out o --gain 1.5", "--gain must be from 0 to 1, not 1.5"),
     ("train --pack p --store s --out o --patchout 1", "--patchout must be from 0 to below 1"),
-    ("train --pack p --store s --out o --patchout-kind some", "--patchout-kind must be one of unstructured, structured"),
+    (
+        "train --pack p --store s --out o --patchout-kind some",
+        "--patchout-kind must be one of unstructured, structured",
+    ),
     ("agreement c --pack p --store s --level 3", RANGE),
     ("agreement c --pack p --store s --level nan", FINITE),
     ("evaluate c --data d --rate 0", f"'--rate': 0 {RANGE}"),

@@ -14,8 +14,10 @@ _OUTAGE_S = 1.0
 """Audio that is later than this may be lost."""
 _BURST_S = 0.5
 """After an outage, audio that was only late arrives in a burst: in this time more than it lasts, see `_caught_up`."""
-_LEAST_S = 0.5
-"""After a shorter time, the clock says nothing about the pace."""
+_BACKLOG_S, _LEAST_S = 0.25, 0.5
+"""What arrives in the first quarter of a second waited in the pipe while this program started. In the half second
+after it, the clock shows the pace.
+"""
 _ANCHOR_S, _DRIFT_S = 60.0, 0.5
 """Once in so many seconds the time of day is compared; the start moves if the two differ by more than the second."""
 _HELD_S = 30.0
@@ -45,8 +47,11 @@ class Pace:
         self.live_from = math.inf
         """The source can count as live from this time on."""
         self.in_step = False
+        self.known_from = -math.inf
+        """The clock shows the pace from this time on, for the first time."""
         self._last: float | None = None  # when the last piece arrived
-        self._judged_from = 0.0  # before this time, the pace is not known yet
+        self._judged_from = 0.0  # before this time, the pace is not known, or not known again
+        self._backlog = (0.0, 0.0)  # as a mark: when the backlog ended
         self._marks: collections.deque[tuple[float, float]] = collections.deque()  # (now, received_s until then)
         self._start_unix_s = 0.0
         self._anchor = (0.0, math.inf)  # since when, and the earliest start that the pieces since then allow
@@ -71,7 +76,8 @@ class Pace:
         if self._last is None:
             self._last = now
             self._marks.append((now, 0.0))
-            self._start_unix_s, self.live_from, self._judged_from = unix_s - seconds, now + PACE_S, now + _LEAST_S
+            self.known_from = self._judged_from = now + _BACKLOG_S + _LEAST_S
+            self.live_from = now + PACE_S
             self._anchor = now, math.inf
         gap_s: float | None = 0.0
         if self._waiting is None and self.in_step and now - self._last > _OUTAGE_S + seconds:
@@ -80,7 +86,7 @@ class Pace:
             self._held_s += seconds
             gap_s = self._caught_up(seconds, now)
         self._last = now
-        self._count(seconds + (gap_s or 0.0), now, unix_s)
+        self._count(seconds, now, unix_s)
         return gap_s
 
     def decide(self) -> float:
@@ -101,6 +107,7 @@ class Pace:
         missing_s = now - before - self._held_s
         if missing_s <= _OUTAGE_S:
             self._waiting = None
+            self._restart(now)
             return 0.0
         if now - block < _BURST_S and self._held_s < _HELD_S:
             self._waiting = before, block, in_block_s
@@ -109,20 +116,29 @@ class Pace:
             self._waiting = before, now, 0.0
             return None
         self._waiting = None
+        self.received_s += missing_s
+        self._restart(now)
         return missing_s
+
+    def _restart(self, now: float) -> None:
+        """What was before an outage says nothing about the pace after it."""
+        self._backlog = now, self.received_s
+        self._marks = collections.deque([self._backlog])
 
     def _count(self, seconds: float, now: float, unix_s: float) -> None:
         self.received_s += seconds
         self._marks.append((now, self.received_s))
         while self._marks[1][0] <= now - PACE_S:
             self._marks.popleft()  # the first mark that stays is the audio received until PACE_S ago
-        since, until_then_s = self._marks[0]
-        self.ahead = self.received_s - until_then_s > PACE_S + _AHEAD_S
+        self.ahead = self.received_s - self._marks[0][1] > PACE_S + _AHEAD_S
         if self._waiting is None:
+            since, until_then_s = max(self._marks[0], self._backlog)
             passed, recent_s = min(now - since, PACE_S), self.received_s - until_then_s
             self.in_step = now >= self._judged_from and 0.5 * passed <= recent_s <= 1.25 * passed + _AHEAD_S
         began, start_unix_s = self._anchor
         self._anchor = began, min(start_unix_s, unix_s - self.received_s)
+        if now <= self.known_from - _LEAST_S:
+            self._backlog, self._start_unix_s = (now, self.received_s), self._anchor[1]
         if now - began >= _ANCHOR_S:
             # Sound cards and system clocks drift, and a small computer gets the date from the network some time
             # after it has started. A piece can arrive late but not early, so the earliest start is the true one.

@@ -190,6 +190,11 @@ class PieceQueue:
     def read(self, wait_s: float) -> list[Item] | None:
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._ended, wait_s)
+            # At first, wait until the pace shows whether the source is live. All windows can have a time of day then.
+            left_s = self._pace.known_from - time.monotonic()
+            known = left_s <= 0 or self._changed.wait_for(lambda: self._ended or self.full, min(left_s, wait_s))
+            if not known and left_s > wait_s:
+                return []
             items, self._items, self._waiting_s = self._items, [], 0.0
             self._changed.notify_all()
             if items or not self._ended:

@@ -190,7 +190,7 @@ def bench(
 @contextlib.contextmanager
 def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr if it is a terminal; else nothing."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         yield lambda n: None
         return
     with click.progressbar(length=total, label=name, file=sys.stderr) as bar:

@@ -45,7 +45,10 @@ class Worker:
 
     def __init__(self, target: Target, threads: int = 1) -> None:
         self.target = target
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115  (close() closes it)
+        except OSError as e:
+            raise CedEdgeError(f"no folder for temporary files ({e.strerror}): set TMPDIR to one") from e
         # `python -c` imports from the current folder first, and a numpy.py may lie there. This package's own folder
         # takes its place.
         root = str(Path(__file__).resolve().parents[2])

@@ -189,7 +189,7 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
             if share is None:
                 if bar is not None:
                     click.echo("\r\x1b[K", nl=False, err=True)
-            elif sys.stderr.isatty() and time.monotonic() - start > _SHOW_PROGRESS_S:
+            elif sys.stderr is not None and sys.stderr.isatty() and time.monotonic() - start > _SHOW_PROGRESS_S:
                 if bar is None:
                     bar = at_exit.enter_context(click.progressbar(length=1_000, file=sys.stderr))
                 bar.update(round(1_000 * share) - shown)

@@ -129,8 +129,8 @@ class _Listening:
                 self._quiet = True
                 self._show.note(f"no audio for {now - self._last_audio:.0f} s: is the source still connected?")
             return
-        if self._quiet:
-            self._show.note(f"audio again, after {now - self._last_audio:.1f} s without")
+        if self._quiet and not any(isinstance(item, Gap) for item in items):
+            self._show.note(f"audio comes again, after {now - self._last_audio:.0f} s without")
         self._last_audio, self._quiet = now, False
         for item in items:
             if isinstance(item, Hint):
