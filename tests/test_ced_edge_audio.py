@@ -120,9 +120,7 @@ def test_a_part_may_end_after_the_file_but_not_start_there(tmp_path: Path) -> No
 
 def broken_file(folder: Path, kind: str) -> Path:
     wav = bytearray(write_wav(folder / "good.wav").read_bytes())
-    soundfile.write(folder / "good.flac", np.random.default_rng(0).uniform(-1, 1, 16_000), 16_000)
-    flac = bytearray((folder / "good.flac").read_bytes())
-    path = folder / f"broken.{'flac' if 'flac' in kind else 'mp3' if 'mp3' in kind else 'wav'}"
+    path = folder / f"broken.{'mp3' if 'mp3' in kind else 'wav'}"
     if kind == "folder":
         path.mkdir()
     elif kind == "text" or kind == "text mp3":
@@ -134,14 +132,6 @@ def broken_file(folder: Path, kind: str) -> Path:
     elif kind.startswith("rate"):
         wav[24:28] = struct.pack("<I", int(kind.split()[1]))
         path.write_bytes(wav)
-    elif kind == "half a flac":
-        path.write_bytes(flac[: len(flac) // 2])
-    elif kind == "flac with a long length":
-        flac[21:26] = bytes([flac[21] | 0x0F]) + b"\xff" * 4  # the 36 bits of STREAMINFO's sample count
-        path.write_bytes(flac)
-    elif kind == "flac without a length":
-        flac[21:26] = bytes([flac[21] & 0xF0]) + bytes(4)
-        path.write_bytes(flac)
     return path
 
 
@@ -157,9 +147,6 @@ def broken_file(folder: Path, kind: str) -> Path:
         ("rate 0", "bad sample rate or channel count"),
         ("rate 1", "bad sample rate or channel count"),
         ("rate 4000000000", "bad sample rate or channel count"),
-        ("half a flac", "truncated or damaged"),
-        ("flac with a long length", "truncated or damaged"),
-        ("flac without a length", "no length in its header, encode it again"),
     ],
 )
 def test_a_broken_file_is_named_with_its_reason(tmp_path: Path, kind: str, reason: str) -> None:

@@ -237,12 +237,26 @@ def test_nan_is_refused_with_its_place_and_the_stream_goes_on(value: float, what
         make(Echo()).accept(np.array([0.0, 1e300]))
 
 
+@pytest.mark.parametrize(("value", "what"), [(8.5, "8.5"), (-32_768.0, "-3.277e+04"), (1e38, "1e+38")])
+def test_a_sample_far_beyond_full_scale_is_refused_with_its_time(value: float, what: str) -> None:
+    wave = wave_of(8_000, 2, 6)
+    wave[4_000] = 8, -8
+    make(Echo()).accept(wave)  # 18 dB above full scale are possible in files of floats
+    wave[6_000, 1] = value
+    stream = make(Echo())
+    with pytest.raises(InputError) as caught:
+        stream.accept(wave)
+    assert f"the sample at 0.375 s (index 6000) is {what}: samples are in [-1, 1]" in str(caught.value)
+    assert "--pcm-format" in str(caught.value)
+    assert stream.ready() == 0
+
+
 @pytest.mark.parametrize("input", ["waveform", "mel"])
 def test_silence_clipping_and_gaps(input: str) -> None:
     """Predictions stay in [0, 1], samples beyond 1 are not clipped, and digital silence ends nothing."""
     tagger, wave = Tagger(shared_bundle(input)), 0.5 * wave_of(3 * RATE, 1, 7)
     wave[RATE : 2 * RATE] = 0
-    for x in (np.zeros(3 * RATE, np.float32), wave, 100 * wave, np.sign(wave)):
+    for x in (np.zeros(3 * RATE, np.float32), wave, 15 * wave, np.sign(wave)):
         tags = run(make(tagger, 1.0, 0.5), np.split(x, range(500, len(x), 500)))
         assert [(t.start_s, t.end_s) for t in tags] == [(i / 2, i / 2 + 1) for i in range(5)]
         assert all(((t.probs >= 0) & (t.probs <= 1)).all() for t in tags)

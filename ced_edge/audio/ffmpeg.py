@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,26 +35,29 @@ _BLOCK_FRAMES = 1 << 16
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Media]:
-    """The main audio track of a file that exists. Every failure, also during reading, becomes an AudioError."""
+def opened(name: str, file: BinaryIO, suffix: str) -> Iterator[Media]:
+    """The main audio track of an open file. Every failure, also during reading, becomes an AudioError.
+
+    FFmpeg gets the file and not its name: with a colon in it, the name would be a URL.
+    """
     try:
         import av
     except ImportError as e:
         reason = "its format needs PyAV: pip install 'ced-edge[av]'"
-        raise AudioError(str(path), reason if path.suffix.lower() in MEDIA_SUFFIXES else "not audio") from e
-    with path.open("rb") as file:  # FFmpeg gets no name: with a colon in it, it would be a URL
+        raise AudioError(name, reason if suffix.lower() in MEDIA_SUFFIXES else "not audio") from e
+    file.seek(0)
+    try:
+        container = av.open(file, "r", metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
+    except av.FFmpegError as e:
+        file.seek(4)
+        is_mp4 = file.read(4) == b"ftyp"  # its index is at the end, and missing in a file that was cut short
+        raise AudioError(name, "truncated or damaged" if is_mp4 else "not audio") from e
+    with container:
+        media = Media(name, container)
         try:
-            container = av.open(file, "r", metadata_errors="replace", options={"format_whitelist": _DEMUXERS})
-        except av.FFmpegError as e:
-            file.seek(4)
-            is_mp4 = file.read(4) == b"ftyp"  # its index is at the end, and missing in a file that was cut short
-            raise AudioError(str(path), "truncated or damaged" if is_mp4 else "not audio") from e
-        with container:
-            media = Media(str(path), container)
-            try:
-                yield media
-            except (av.FFmpegError, IndexError) as e:  # IndexError: a track that appears after the header
-                raise AudioError(str(path), "truncated or damaged" if media.decoded else "not audio") from e
+            yield media
+        except (av.FFmpegError, IndexError) as e:  # IndexError: a track that appears after the header
+            raise AudioError(name, "truncated or damaged" if media.decoded else "not audio") from e
 
 
 class Media:

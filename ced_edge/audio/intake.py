@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ced_edge.arrays import Float32
 from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
+from ced_edge.audio.mix import Mixer, check_samples, with_channels
 from ced_edge.errors import InputError
 
 MAX_CHANNELS = 64
@@ -22,15 +23,19 @@ _BLOCK_FRAMES = 1 << 16
 class Intake:
     """The samples of a stream that are still needed. The result does not depend on the lengths of the pieces."""
 
-    def __init__(self, rate_hz: int) -> None:
+    def __init__(self, rate_hz: int, name: str | None = "the stream") -> None:
+        """`name` is for the notice that channels cancel each other. None: give no notice."""
         self.rate_hz = rate_hz
         """Rate of the output."""
+        self._name = name
         self.samples = 0
         """Samples of output so far."""
         self.source_hz: int | None = None
         """Rate of the input, known after the first piece."""
         self.finished = False
         self._resampler: soxr.ResampleStream | None = None
+        self._mixer: Mixer | None = None
+        self._channels = 1
         self._frames = 0  # frames of input so far
         self._buffer: Float32 = np.empty(0, np.float32)
         self._first = self._kept = 0  # index of the first sample in the buffer, and of the first one still needed
@@ -38,8 +43,9 @@ class Intake:
     def accept(self, samples: ArrayLike, rate_hz: int | None = None) -> None:
         """Add (n,) or (n, channels) floats in [-1, 1] at `rate_hz` (None: the rate so far, at first the output's).
 
-        Channels are averaged. Values beyond 1 are kept. Raises InputError on a change of rate, a finished stream,
-        NaN, infinity, integers or another shape; then no sample of the piece is added.
+        The rules of mix.py apply: several channels become one, and a sample above 8.0 is refused. The last tenth of a
+        second of several channels follows later. Raises InputError on a change of rate, a finished stream, NaN,
+        infinity, a sample above 8.0, integers or another shape; then no sample of the piece is added.
         """
         if self.finished:
             raise InputError("the stream is finished and takes no more samples: reset() begins a new one")
@@ -52,20 +58,20 @@ class Intake:
         blocks = range(0, len(pieces), _BLOCK_FRAMES)
         # Check the whole piece before any of it is added.
         for i in blocks:
-            self._check_finite(_float32(pieces[i : i + _BLOCK_FRAMES]), i, source_hz)
-        if self.source_hz is None:
-            self.source_hz = source_hz
+            check_samples(_float32(pieces[i : i + _BLOCK_FRAMES]), self._frames + i, source_hz)
+        if self._mixer is None:
+            self.source_hz, self._channels = source_hz, pieces.shape[1]
+            self._mixer = Mixer(self._channels, source_hz, self._name)
             if source_hz != self.rate_hz:
                 self._resampler = soxr.ResampleStream(source_hz, self.rate_hz, 1, "float32", quality="HQ")
         for i in blocks:
-            mono = _mono(_float32(pieces[i : i + _BLOCK_FRAMES]))
-            self._append(mono if self._resampler is None else self._resampler.resample_chunk(mono))
+            self._add(self._mixer.push(with_channels(_float32(pieces[i : i + _BLOCK_FRAMES]), self._channels)))
         self._frames += len(pieces)
 
     def finish(self) -> None:
-        """End the stream: the resampler outputs the samples that it still holds."""
-        if self._resampler is not None and not self.finished:
-            self._append(self._resampler.resample_chunk(np.empty(0, np.float32), last=True))
+        """End the stream: the mixer and the resampler output the samples that they still hold."""
+        if self._mixer is not None and not self.finished:
+            self._add(self._mixer.finish(), last=True)
         self.finished = True
 
     def view(self, start: int, stop: int) -> Float32:
@@ -78,6 +84,11 @@ class Intake:
         self._kept = max(self._kept, min(before, self.samples))
         if len(self._buffer) > 4 * max(self.samples - self._kept, _BLOCK_FRAMES):
             self._move(0)  # a long piece made the buffer large: free that memory
+
+    def _add(self, mono: Float32, last: bool = False) -> None:
+        if self._resampler is not None:
+            mono = self._resampler.resample_chunk(mono, last=last)
+        self._append(mono)
 
     def _append(self, mono: Float32) -> None:
         if self.samples - self._first + len(mono) > len(self._buffer):
@@ -92,13 +103,6 @@ class Intake:
         self._buffer = np.empty(2 * (len(wanted) + more), np.float32)
         self._buffer[: len(wanted)] = wanted
         self._first = self._kept
-
-    def _check_finite(self, block: Float32, offset: int, source_hz: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        if len(bad):
-            at = self._frames + offset + int(bad[0])
-            what = "NaN" if np.isnan(block[bad[0]]).any() else "infinite"
-            raise InputError(f"the sample at {at / source_hz:.3f} s (index {at}) is {what}: samples are in [-1, 1]")
 
 
 def _frames(samples: ArrayLike) -> NDArray[Any]:
@@ -116,11 +120,3 @@ def _frames(samples: ArrayLike) -> NDArray[Any]:
 def _float32(block: NDArray[Any]) -> Float32:
     with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and is refused
         return block.astype(np.float32, copy=False)
-
-
-def _mono(block: Float32) -> Float32:
-    """(n, channels) -> (n,): the mean. The order of the sum does not depend on n, so pieces give the same bits."""
-    total = block[:, 0].copy()
-    for channel in block.T[1:]:
-        total += channel
-    return total if block.shape[1] == 1 else total / np.float32(block.shape[1])

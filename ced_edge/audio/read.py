@@ -1,13 +1,14 @@
 """Any audio file -> float32 samples in [-1, 1] at the requested rate.
 
-libsndfile reads most formats. FFmpeg (ffmpeg.py) reads the others, if they are files with a name. A wav or ogg file
-that was cut short is used up to its end: programs that record often write a wrong length on purpose.
+libsndfile reads most formats (sndfile.py), FFmpeg the others (ffmpeg.py). The length of a file is what is decoded,
+never what its header says: a file that was cut short is used up to its end, and a notice reports a wrong header.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import stat
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,104 +18,90 @@ import soundfile
 import soxr
 
 from ced_edge.arrays import Float32
-from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
+from ced_edge.audio import sndfile
+from ced_edge.audio.base import AudioError
+from ced_edge.audio.mix import Mixer, check_samples
+from ced_edge.errors import InputError
 
 if TYPE_CHECKING:
     from ced_edge.audio.ffmpeg import Media
 
-
-_BLOCK_FRAMES = 1 << 18
-_UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a length near 2**63 where the header has none
-_MAX_FRAMES_PER_BYTE = 1 << 16  # a FLAC frame has at least 10 bytes and at most 65,535 samples per channel
-_SF_ERR_BAD_INFO = 24  # libsndfile: the header was read, but its rate or channel count is out of range
+MAX_PIPE_BYTES = 4 << 30
+"""Most bytes that are read from a pipe: they are kept on the disk, because decoders go back and forth in a file."""
 
 
 def _name(source: Path | BinaryIO) -> str:
     return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the stream"))
 
 
-class _Sound:
-    """A sound in a file that libsndfile reads."""
-
-    def __init__(self, name: str, f: soundfile.SoundFile) -> None:
-        self._name, self._f = name, f
-        self.rate_hz = int(f.samplerate)
-
-    def seconds(self) -> float:
-        """Length in seconds, from the header."""
-        return float(self._f.frames / self._f.samplerate)
-
-    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
-        """Samples [start, stop) in blocks of (frames, channels). Raises AudioError if the file ends before that."""
-        stop = self._f.frames if stop is None else min(stop, self._f.frames)
-        if start >= stop:
-            raise AudioError(self._name, "no samples")
-        if start > 0:
-            self._f.seek(start)
-        while start < stop:  # in blocks: a wrong length in the header must not allocate memory
-            block = self._f.read(min(stop - start, _BLOCK_FRAMES), dtype="float32", always_2d=True)
-            if len(block) == 0:
-                raise AudioError(self._name, "truncated or damaged")
-            yield block
-            start += len(block)
+def _is_pipe(source: Path | BinaryIO) -> bool:
+    """Whether it can be read once only: a named pipe, `/dev/fd/N` of a shell's `<(command)`, or a stream."""
+    if isinstance(source, Path):
+        return stat.S_ISFIFO(source.stat().st_mode)
+    return not source.seekable()
 
 
-def _sound_file(source: Path | BinaryIO) -> soundfile.SoundFile | None:
-    """An open sound file, or None if libsndfile does not know the format. Raises AudioError."""
-    name = _name(source)
-    try:
-        if isinstance(source, Path) and not source.exists():
-            raise AudioError(name, "no such file")
-        if isinstance(source, Path) and not source.is_file():
-            raise AudioError(name, "not a file")
-        if isinstance(source, Path) and source.stat().st_size == 0:
-            raise AudioError(name, "empty file")
-        if isinstance(source, Path):
-            os.close(os.open(source, os.O_RDONLY))  # raises the true reason, which libsndfile hides
-        # As bytes: a file name may not be valid text in the system's encoding.
-        return soundfile.SoundFile(os.fsencode(source) if isinstance(source, Path) and os.name == "posix" else source)
-    except OSError as e:
-        raise AudioError(name, f"unreadable ({e.strerror})") from e
-    except (soundfile.SoundFileError, TypeError) as e:
-        # soundfile raises TypeError for suffixes of audio without a header, such as .raw
-        if getattr(e, "code", None) == _SF_ERR_BAD_INFO:
-            raise AudioError(name, "bad sample rate or channel count") from e
-        return None
+def _checked(path: Path) -> None:
+    """Raise AudioError unless the path is a file, or a pipe."""
+    name = str(path)
+    if not path.exists():
+        raise AudioError(name, "no such file")
+    if _is_pipe(path):
+        return
+    if not path.is_file():
+        raise AudioError(name, "not a file")
+    if path.stat().st_size == 0:
+        raise AudioError(name, "empty file")
 
 
 @contextlib.contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[_Sound | Media]:
-    """An open sound whose header was checked. Every failure, also during reading, becomes an AudioError."""
+def _file(source: Path | BinaryIO) -> Iterator[BinaryIO]:
+    """The source as a file that can seek. The bytes of a pipe are copied to a temporary file without a name."""
+    with contextlib.ExitStack() as stack:
+        is_pipe = _is_pipe(source)
+        f: BinaryIO = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        if not is_pipe:
+            yield f
+            return
+        spool = stack.enter_context(tempfile.TemporaryFile())
+        size = 0
+        while block := f.read(1 << 20):
+            size += len(block)
+            if size > MAX_PIPE_BYTES:
+                limit = f"more than {MAX_PIPE_BYTES >> 30} GB came through the pipe: write it to a file first"
+                raise AudioError(_name(source), limit)
+            spool.write(block)
+        if not size:
+            raise AudioError(_name(source), "no data came through the pipe")
+        yield spool
+
+
+@contextlib.contextmanager
+def _opened(source: Path | BinaryIO) -> Iterator[sndfile.Sound | Media]:
+    """An open sound. Every failure, also during reading, becomes an AudioError."""
     name = _name(source)
-    f = _sound_file(source)
     try:
-        if f is None:
-            if not isinstance(source, Path):
-                raise AudioError(name, "not audio")
+        if isinstance(source, Path):
+            _checked(source)
+        with _file(source) as f:
+            is_named = isinstance(source, Path) and not _is_pipe(source)
+            if (sound := sndfile.opened(name, source if is_named else f, f)) is not None:
+                with contextlib.closing(sound):
+                    yield sound
+                return
             from ced_edge.audio import ffmpeg
 
-            with ffmpeg.opened(source) as sound:
-                yield sound
-            return
-        with f:
-            if not MIN_RATE_HZ <= f.samplerate <= MAX_RATE_HZ:
-                raise AudioError(name, "bad sample rate or channel count")
-            if f.frames >= _UNKNOWN_FRAMES:
-                raise AudioError(name, "no length in its header, encode it again")
-            if isinstance(source, Path) and f.frames > source.stat().st_size * _MAX_FRAMES_PER_BYTE:
-                raise AudioError(name, "truncated or damaged")
-            yield _Sound(name, f)
-    except (OSError, soundfile.SoundFileError) as e:
+            suffix = source.suffix if isinstance(source, Path) else ""
+            with ffmpeg.opened(name, f, suffix) as media:
+                yield media
+    except OSError as e:
+        raise AudioError(name, f"unreadable ({e.strerror})") from e
+    except soundfile.SoundFileError as e:
         raise AudioError(name, "truncated or damaged") from e
 
 
-def _joined(blocks: Iterator[Float32]) -> Float32:
-    parts = list(blocks)
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]  # one block needs no copy
-
-
-def duration_s(source: Path) -> float:
-    """Length in seconds: from the header or, where it gives none, from all packets of the file. Raises AudioError."""
+def duration_s(source: Path | BinaryIO) -> float:
+    """Length in seconds: that of the header only if it was found to be right. Raises AudioError."""
     with _opened(source) as sound:
         return sound.seconds()
 
@@ -129,19 +116,32 @@ def stream(source: Path | BinaryIO) -> Generator[tuple[Float32, int], None, None
 def decode(source: Path | BinaryIO) -> tuple[Float32, int]:
     """A whole file -> ((frames, channels) float32, rate in Hz). Raises AudioError."""
     with _opened(source) as sound:
-        return _joined(sound.blocks()), sound.rate_hz
+        return _joined(list(sound.blocks())), sound.rate_hz
 
 
 def load(source: Path | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: float | None = None) -> Float32:
-    """File -> (samples,) mono float32 at `rate_hz`: the mean of the channels, resampled, not clipped.
+    """File -> (samples,) mono float32 at `rate_hz`, resampled, not clipped.
 
-    With `start_s` and `stop_s` only that part is decoded. `stop_s` may be later than the end. Raises AudioError.
+    mix.py has the rules for several channels and for the largest sample. With `start_s` and `stop_s` only that part is
+    decoded. `stop_s` may be later than the end. Raises AudioError.
     """
+    name, mono = _name(source), list[Float32]()
+    mixer: Mixer | None = None
     with _opened(source) as sound:
         rate = sound.rate_hz
-        wave = _joined(sound.blocks(round(start_s * rate), None if stop_s is None else round(stop_s * rate)))
-    mono = wave[:, 0] if wave.shape[1] == 1 else wave.mean(axis=1, dtype=np.float32)
-    return resample(mono, rate, rate_hz)
+        start = done = round(start_s * rate)
+        for block in sound.blocks(start, None if stop_s is None else round(stop_s * rate)):
+            try:
+                check_samples(block, done, rate)
+            except InputError as e:
+                raise AudioError(name, str(e)) from e
+            done += len(block)
+            # A part does not repeat the notice of the file's beginning.
+            mixer = mixer or Mixer(block.shape[1], rate, None if start else name)
+            mono.append(mixer.push(block))
+    if mixer is not None:
+        mono.append(mixer.finish())
+    return resample(_joined([part for part in mono if len(part)]), rate, rate_hz)
 
 
 def resample(wave: Float32, from_hz: int, to_hz: int) -> Float32:
@@ -149,3 +149,7 @@ def resample(wave: Float32, from_hz: int, to_hz: int) -> Float32:
     if from_hz == to_hz:
         return np.ascontiguousarray(wave, np.float32)
     return np.asarray(soxr.resample(wave, from_hz, to_hz, quality="HQ"), np.float32)
+
+
+def _joined(parts: list[Float32]) -> Float32:
+    return np.concatenate(parts) if len(parts) > 1 else parts[0]  # one block needs no copy

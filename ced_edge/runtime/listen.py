@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from ced_edge.arrays import Float32
+from ced_edge.audio.mix import first_bad
 from ced_edge.audio.sources import Gap, Hint, Item, Source
 from ced_edge.errors import CedEdgeError
 from ced_edge.runtime.clock import clock
@@ -187,14 +186,13 @@ class _Listening:
 
 
 def _accept(stream: StreamingTagger, samples: Float32, rate_hz: int) -> None:
-    """Take a piece. If it holds a sample that is not finite, take the samples before it, and then raise the error.
+    """Take a piece. If it holds a sample that is refused, take the samples before it, and then raise the error.
 
     So the windows before the error do not depend on how the audio was cut into pieces.
     """
     try:
         stream.accept(samples, rate_hz)
     except CedEdgeError:
-        bad = np.nonzero(~np.isfinite(samples))[0]
-        if len(bad):
-            stream.accept(samples[: bad[0]], rate_hz)
+        if bad := first_bad(samples):
+            stream.accept(samples[:bad], rate_hz)
         raise

@@ -38,7 +38,7 @@ def spectrogram(path: Path, spec: FrontendSpec, seconds: float) -> tuple[Float32
     samples = round(seconds * spec.rate_hz)
     frames_per_column = max(1, -(-spec.frames(samples) // _MAX_COLUMNS))
     step = frames_per_column * spec.hop  # samples per column
-    intake, columns, start = Intake(spec.rate_hz), [np.empty((0, spec.n_mels), np.float32)], 0
+    intake, columns, start = Intake(spec.rate_hz, None), [np.empty((0, spec.n_mels), np.float32)], 0
 
     def take() -> int:
         """Compute the columns whose samples are all there, and return the first sample of the next column."""

@@ -168,12 +168,12 @@ class StreamingTagger:
         self.window_s, self.hop_s = self.window / rate, self.hop / rate
         self.reset()
 
-    def reset(self, at: int = 0) -> None:
+    def reset(self, at: int = 0, name: str = "the stream") -> None:
         """Start a new stream, whose first sample has the time of sample `at` (at the model's rate). Its rate may be
-        another one.
+        another one. `name` is for notices.
         """
         self._at = at
-        self._intake = Intake(self.tagger.rate_hz)
+        self._intake = Intake(self.tagger.rate_hz, name)
         self._mels = StreamMel(self.tagger.bundle.spec.frontend)
         self._next = 0
 
@@ -234,6 +234,7 @@ def tag_file(stream: StreamingTagger, path: Path) -> Iterator[Tags]:
     Raises AudioError when it holds no usable audio, and CedEdgeError when the model fails.
     """
     empty = True
+    stream.reset(name=str(path))
     try:
         for tags in tag_stream(stream, read_pieces(path)):
             empty = False
