@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test slow lint bench interop arm android android-test android-arm
+.PHONY: demo test slow lint fuzz bench interop arm android android-test android-arm
 
 demo: .venv/ready  ## the main job, on synthesised sounds: under 10 minutes on 2 cores
 	$(BIN)/ced-edge distill --size tiny --name demo
@@ -17,6 +17,10 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+FUZZ ?= --cases 10000
+fuzz: .venv/ready  ## 10,000 damaged files of every kind; make fuzz FUZZ='--kind wav --seed 1' for others
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 bench: .venv/ready  ## speed of training and teaching
 	$(BIN)/python benchmarks/distill_speed.py

@@ -198,13 +198,14 @@ def make_onnx(folder: Path) -> list[Path]:
 
 
 def make_tflite(folder: Path) -> list[Path]:
-    from tiny_bundle import tiny_model, with_file, write_bundle
+    from test_ced_edge_profile import write_net
+    from tiny_bundle import with_file
 
-    from export.convert import to_tflite
-    from export.graph import ExportModel
+    from ced_edge.runtime.bundle import read_bundle
 
-    bundle, path = write_bundle(folder), folder / "tiny.tflite"
-    to_tflite(ExportModel(tiny_model(), True), path, bundle.window_samples)
+    make_onnx(folder)
+    bundle, path = read_bundle(folder), folder / "tiny.tflite"
+    write_net(path, bundle.window_samples)
     with_file(bundle, path, "fp32")
     return [path]
 
@@ -238,7 +239,7 @@ def make_bundle(folder: Path) -> list[Path]:
     return [folder / bundle.BUNDLE_NAME, folder / bundle.LABELS_NAME]
 
 
-def read_bundle(path: Path) -> None:
+def read_description(path: Path) -> None:
     from tiny_bundle import edit_bundle
 
     from ced_edge.runtime import bundle
@@ -364,7 +365,7 @@ KINDS = {
     "parquet": Kind(make_parquet, read_parquet),
     "pack json": Kind(make_index, read_pack),
     "store json": Kind(make_header, read_store),
-    "bundle json": Kind(make_bundle, read_bundle),
+    "bundle json": Kind(make_bundle, read_description),
     "reference": Kind(make_reference, read_reference),
     "csv": Kind(make_tables, read_table),
     "toml": Kind(make_settings, read_settings),

@@ -240,6 +240,7 @@ def tflite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module.Interpreter = FakeInterpreter
     monkeypatch.setitem(sys.modules, "fake_runtime", module)
     monkeypatch.setattr(backends, "TFLITE_RUNTIMES", (("fake_runtime", "fake-runtime"),))
+    monkeypatch.setattr(backends, "_trials", False)  # the fake is in this process alone
     (tmp_path / "m.tflite").write_bytes(b"model" * 100)
     return tmp_path / "m.tflite"
 
@@ -250,6 +251,23 @@ def test_tflite_names_that_are_no_utf8(tflite: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(FakeInterpreter, "get_input_details", names)
     with pytest.raises(InputError, match="is not a usable TFLite model: 'utf-8' codec can't decode"):
+        load_backend(tflite)
+
+
+@pytest.mark.parametrize("harm", ["os.abort()", "while True: pass"])
+def test_a_tflite_file_that_crashes_or_never_ends(
+    harm: str, tflite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does so in a child process; this process reads one line."""
+    harmful = f"import os\nclass Interpreter:\n  def __init__(self, model_path, num_threads):\n    {harm}\n"
+    code = "import sys, types\nfrom ced_edge.runtime import backends\n"
+    code += "backends.TFLITE_RUNTIMES = (('harmful', 'harmful'),)\nbackends._TRIAL_CPU_S = 0\n"
+    monkeypatch.setattr(backends, "_trials", True)
+    (tmp_path / "harmful.py").write_text(harmful)
+    (tmp_path / "sitecustomize.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "ced_edge").symlink_to(Path(backends.__file__).resolve().parents[1])
+    with pytest.raises(InputError, match=r"m\.tflite is not a usable TFLite model: it crashes or does not end \(exit"):
         load_backend(tflite)
 
 

@@ -19,13 +19,13 @@ CASES = 20
 KEPT: list[bytearray] = []
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "tflite"])  # its conversion takes half a minute
+@pytest.mark.parametrize("name", KINDS)
 def test_damaged_files_end_in_a_result_or_in_one_line(name: str, tmp_path: Path) -> None:
     if name in ("m4a", "webm"):
         pytest.importorskip("av", reason="PyAV is not installed")
-    kind = KINDS[name]
+    kind, cases = KINDS[name], CASES if name != "tflite" else 5  # each of these starts a process
     files = {path: path.read_bytes() for path in kind.make(tmp_path)}
-    for i in range(CASES):
+    for i in range(cases):
         path = list(files)[i % len(files)]
         path.write_bytes(mutate(files[path], list(files.values()), np.random.default_rng(i)))
         outcome = fuzz.read(kind, path)

@@ -24,6 +24,7 @@ import numpy as np
 from ced_edge.arrays import Float32
 from ced_edge.errors import CedEdgeError
 from ced_edge.proof.targets import Target
+from ced_edge.runtime.backends import skip_trials
 from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_stream
 from ced_edge.windows import chunks, times_s
 
@@ -133,6 +134,7 @@ class _Served:
     threads: int
 
     def load(self, folder: str, file: str, runtime: str, threads: int) -> tuple[float, str, bool]:
+        skip_trials()  # this process is a trial itself
         began = time.perf_counter()
         # Not the first installed runtime: this process must measure the given one and no other.
         self.tagger = Tagger(folder, file=file, threads=threads, runtime=runtime or None)

@@ -6,6 +6,9 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import math
+import subprocess
+import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -28,6 +31,9 @@ TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
 """A module with an `Interpreter`, and the package that holds it. The first installed one is used."""
 ONNX_RUNTIMES = (("onnxruntime", "onnxruntime"),)
 """Module and package, as above."""
+_TRIAL_S, _TRIAL_CPU_S = 60.0, 6
+"""Longest time for the trial of a .tflite file, and on the CPU for a small one."""
+_trials = True
 _MAX_LABELS_BYTES = 1 << 20
 """Largest label file that is read out of a .tflite file. AudioSet's has 6,337 bytes."""
 
@@ -69,7 +75,8 @@ def load_backend(path: Path, threads: int = 1, runtime: str | None = None) -> Ba
     """Load a .onnx or .tflite file. One `run` uses `threads` threads.
 
     `runtime` is a package of `packages`; without it the first installed one is used. Raises InputError when the file
-    is missing, has another suffix, is no model or does not run on `runtime`, or when the runtime is broken.
+    is missing, has another suffix, is no model or does not run on `runtime`, or when the runtime is broken. A .tflite
+    file is run once in a child process before, because a damaged one can end the process.
     Raises NotInstalled when no runtime is installed.
     """
     if not path.is_file():
@@ -77,8 +84,50 @@ def load_backend(path: Path, threads: int = 1, runtime: str | None = None) -> Ba
     if path.suffix == ".onnx":
         return OnnxBackend(path, threads, runtime)
     if path.suffix == ".tflite":
+        _try_out(path, runtime)
         return TfliteBackend(path, threads, runtime)
     raise InputError(f"{path} is not a model file: its name must end in .onnx or .tflite")
+
+
+def skip_trials() -> None:
+    """Load .tflite files without a trial from now on. For a process that may end, because another one waits for it."""
+    global _trials
+    _trials = False
+
+
+def _try_out(path: Path, runtime: str | None) -> None:
+    """Load and run a .tflite file once in a child process. Raises InputError if that process crashes or hangs.
+
+    TFLite checks little of what it loads: a few of 1,000 damaged files end the process with a segmentation fault, which
+    Python cannot catch. Every other error is left to the load that follows.
+    """
+    if not _trials or not sys.executable:
+        return
+    # `python -c` imports from the current folder first. This package's own folder takes its place.
+    root = str(Path(__file__).resolve().parents[2])
+    code = (
+        f"import sys; sys.path[0] = {root!r}; from ced_edge.runtime.backends import run_once; run_once(*sys.argv[1:])"
+    )
+    arguments = [sys.executable, "-c", code, str(path), *([runtime] if runtime else [])]
+    none = subprocess.DEVNULL
+    try:
+        ended = subprocess.run(arguments, stdin=none, stdout=none, stderr=none, timeout=_TRIAL_S).returncode
+    except subprocess.TimeoutExpired:
+        raise InputError(f"{path} is not a usable TFLite model: it runs for more than {_TRIAL_S:g} s") from None
+    if ended < 0 or ended > 255:  # a signal; on Windows the number of an exception
+        raise InputError(f"{path} is not a usable TFLite model: it crashes or does not end (exit code {ended})")
+
+
+def run_once(path: str, runtime: str | None = None) -> None:
+    """Load a .tflite file and run it on zeros. A limit of CPU time ends the process if the file never does."""
+    with contextlib.suppress(ImportError):
+        import resource  # not on Windows
+
+        # Time on the CPU, because a busy machine is slow for honest files too. An honest one takes below 1 s per MB.
+        limit = _TRIAL_CPU_S + 2 * math.ceil(Path(path).stat().st_size / 1e6)
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+    backend = TfliteBackend(Path(path), 1, runtime)
+    backend.run(*(np.zeros([max(n, 1) for n in port.shape], port.dtype) for port in backend.inputs))
 
 
 def packages(format: str) -> list[str]:
