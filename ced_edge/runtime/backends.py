@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -84,7 +85,8 @@ def load_backend(path: Path, threads: int = 1, runtime: str | None = None) -> Ba
     if path.suffix == ".onnx":
         return OnnxBackend(path, threads, runtime)
     if path.suffix == ".tflite":
-        _try_out(path, runtime)
+        if _trials and sys.executable:
+            _try_out(path, runtime, path.stat().st_mtime_ns)
         return TfliteBackend(path, threads, runtime)
     raise InputError(f"{path} is not a model file: its name must end in .onnx or .tflite")
 
@@ -95,14 +97,15 @@ def skip_trials() -> None:
     _trials = False
 
 
-def _try_out(path: Path, runtime: str | None) -> None:
+@functools.lru_cache  # a file that several threads load needs one trial
+def _try_out(path: Path, runtime: str | None, written: int) -> None:
     """Load and run a .tflite file once in a child process. Raises InputError if that process crashes or hangs.
+
+    `written`: the time of its last change, so that another file of the same name is another trial.
 
     TFLite checks little of what it loads: a few of 1,000 damaged files end the process with a segmentation fault, which
     Python cannot catch. Every other error is left to the load that follows.
     """
-    if not _trials or not sys.executable:
-        return
     # `python -c` imports from the current folder first. This package's own folder takes its place.
     root = str(Path(__file__).resolve().parents[2])
     code = (
