@@ -33,7 +33,7 @@ arm: .venv/ready $(BUNDLE)  ## predictions of a bundle on emulated ARM; make arm
 	$(BIN)/python interop/arm.py $(BUNDLE)
 
 .venv/bundle:
-	$(BIN)/ced-edge export students/tiny-esc10-pool --int8 --out $@
+	$(BIN)/ced-edge export students/tiny --int8 --out $@
 
 # The demonstration app. It needs JDK 17, Maven, npm and apt; docs/android.md.
 ANDROID := .venv/android
@@ -51,7 +51,7 @@ android-arm: android-test  ## the APK's arm64 library and model, emulated
 	android_demo/tools/arm.sh $(ANDROID)/apk/ced-edge-arm64-v8a.apk
 
 $(ANDROID)/bundle:
-	$(BIN)/ced-edge export students/tiny-esc10-pool --int8 --format onnx --out $@
+	$(BIN)/ced-edge export students/tiny --int8 --format onnx --out $@
 
 # tflite-runtime has no wheels for Python 3.12 and later.
 INTEROP_PYTHON ?= python3.11

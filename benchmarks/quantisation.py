@@ -1,6 +1,6 @@
 """Size, time and error of every way to make int8 files that was tried. docs/quantisation.md discusses the table.
 
-    python benchmarks/quantisation.py students/tiny-esc10-pool --data esc10.csv --data us8k.csv --split dev \\
+    python benchmarks/quantisation.py students/tiny --data esc10.csv --data us8k.csv --split dev \\
         --calibration pool.csv
 
 The models take the log-mel of 10 s, so the table is about the network alone. One thread; all files take turns. Clips

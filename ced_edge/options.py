@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from ced_edge.audio.level import MAX_GAIN_DB, Gain
 from ced_edge.errors import InputError
 from ced_edge.runtime.backends import packages
-from ced_edge.runtime.bundle import BUNDLE_NAME, FORMATS, KINDS
+from ced_edge.runtime.bundle import BUNDLE_NAME, FORMATS, KINDS, PACKAGED
 from ced_edge.spec import N_CLASSES
 
 log = logging.getLogger(__name__)
@@ -24,8 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(path_type=Path, readable=False)  # a command reports each file that it cannot read by itself
-PACKAGED = Path(__file__).parent / "models" / "tiny"
-"""The bundle that is installed with this package, where there is one."""
 
 
 def find_bundle(bundle: Path | None) -> Path:
@@ -36,7 +34,9 @@ def find_bundle(bundle: Path | None) -> Path:
     if bundle is not None:
         return bundle
     files = sorted(Path("runs").glob(f"*/bundle/{BUNDLE_NAME}"), key=lambda p: p.stat().st_mtime)
-    files = files or [p for p in [PACKAGED / BUNDLE_NAME] if p.is_file()]
+    if not files and (PACKAGED / BUNDLE_NAME).is_file():
+        log.info("using the bundle of this package, %s", PACKAGED)
+        return PACKAGED
     if not files:
         raise InputError("no bundle in runs/*/bundle: give one with --bundle, or write one with `ced-edge export`")
     log.info("using the bundle %s", files[-1].parent)
@@ -84,7 +84,7 @@ def options(*added: Callable[[F], F]) -> Callable[[F], F]:
     return lambda command: functools.reduce(lambda c, option: option(c), reversed(added), command)
 
 
-_BUNDLE = "[default: the newest runs/*/bundle]"
+_BUNDLE = "[default: the newest runs/*/bundle, else the package's own]"
 bundle_option = click.option("--bundle", type=FOLDER, help=f"Folder that `ced-edge export` wrote.  {_BUNDLE}")
 bundles_option = click.option(
     "--bundle", "bundles", type=FOLDER, multiple=True, help=f"Folder that `ced-edge export` wrote; repeat.  {_BUNDLE}"

@@ -18,7 +18,7 @@ from ced_edge.files import sha256_file
 from ced_edge.frontend import log_mel
 from ced_edge.labels import TABLE_NAME, table
 from ced_edge.network.ced import CED
-from ced_edge.network.checkpoint import find_checkpoint, load_model
+from ced_edge.network.checkpoint import find_checkpoint, load_model, read_metadata
 from ced_edge.proof.reference import JSON_NAME, read_reference
 from ced_edge.runtime.bundle import KINDS, LABELS_NAME, Bundle, ModelFile, labels_text, read_bundle
 from ced_edge.spec import N_CLASSES
@@ -81,6 +81,7 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
             labels_sha256=sha256_file(folder / LABELS_NAME),
             reference=reference,
             versions=_versions(),
+            thresholds=read_metadata(weights).get("thresholds", {}),
         )
         bundle.write()
         bundle = read_bundle(folder)  # with every check that a device makes

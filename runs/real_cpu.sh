@@ -47,7 +47,7 @@ two $d $!
 student g-ensemble-on-labelled-clips pack-labelled store-labelled --steps "$STEPS"
 
 # The chosen recipe, once on all audio and once without UrbanSound8K, whose licence forbids commercial use. The second
-# student is the one in students/tiny-esc10-pool.
+# student is the one in students/tiny.
 student chosen pack store-both --repeats 2 &
 chosen=$!
 student=("${both[@]}" "${windows[@]}" --data "$AUDIO/esc10.csv" --data "$AUDIO/pool.csv" --split train)

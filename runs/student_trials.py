@@ -28,14 +28,14 @@ TRIALS: dict[str, list[str]] = {
     "level, noise, band, room 0.25 each": ["--gain", "0.25", "--noise", "0.25", "--band", "0.25", "--reverb", "0.25"],
     "KL weight 1": ["--kl", "1"],
     "KL weight 0.05": ["--kl", "0.05"],
-    "half the learning rate": ["--lr", "5e-4"],
-    "twice the learning rate": ["--lr", "2e-3"],
+    "half the learning rate": ["--lr", "1.5e-4"],
+    "twice the learning rate": ["--lr", "6e-4"],
     "batch 32": ["--batch", "32"],
     "no average of weights": ["--ema", "0"],
-    "AdamW": ["--optimizer", "adamw", "--lr", "3.5e-4"],
+    "AdamW": ["--optimizer", "adamw", "--lr", "1e-4"],
 }
 """Name -> what it changes in the baseline."""
-BASELINE = ["--size", "tiny", "--lr", "1e-3", "--ema", "0.98", "--workers", "1", "--checkpoint-minutes", "1000"]
+BASELINE = ["--size", "tiny", "--lr", "3e-4", "--ema", "0.98", "--workers", "1", "--checkpoint-minutes", "1000"]
 QUIET_DB = -30.0
 """Level of the views for the figures `quiet_...`; the teachers' predictions stay those of the views at full level."""
 SHORT, LONG = 4, 12

@@ -27,7 +27,7 @@ from ced_edge.runtime.bundle import read_bundle
 from distill.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
-STUDENT = ROOT / "students" / "tiny-esc10-pool"
+STUDENT = ROOT / "students" / "tiny"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_bundle import shared_bundle
 
 from ced_edge.errors import InputError
-from ced_edge.runtime.events import Event, EventRule, Events, borders_s, find_events
+from ced_edge.runtime.events import Event, EventRule, Events, borders_s, find_events, own_thresholds
 from ced_edge.runtime.tagger import Tags
 
 
@@ -70,6 +72,13 @@ def test_thresholds_of_single_classes() -> None:
     found = find_events(stream_of([[0.0, 0.0], [0.6, 0.6], [0.3, 0.95], [0.0, 0.2], [0.0, 0.0]]), rule)
     assert [(e.index, e.start_s, e.end_s) for e in found] == [(0, 1.5, 2.5), (1, 1.5, 4.5)]
     assert [e.peak for e in found] == pytest.approx([0.6, 0.95])
+
+
+def test_thresholds_of_a_bundle() -> None:
+    bundle = dataclasses.replace(shared_bundle(), thresholds={"Dog": 0.6, "Speech": 0.1})
+    assert own_thresholds(bundle) == {74: (0.6, 0.3), 0: (0.1, 0.05)}
+    assert "thresholds" in bundle.to_dict()
+    assert "thresholds" not in shared_bundle().to_dict()  # bundles without any keep their bytes
 
 
 def test_an_event_ends_where_audio_was_skipped() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import Call, refused
-from tiny_bundle import shared_bundle
+from tiny_bundle import edit_bundle, shared_bundle
 
 from ced_edge.audio.read import load
+from ced_edge.labels import labels
 from ced_edge.runtime.tagger import Tagger
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,3 +257,25 @@ def test_a_reader_that_leaves_is_no_traceback(tmp_path: Path) -> None:
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
         assert process.wait() == 1
+
+
+def test_a_bundle_decides_its_own_thresholds(call: Call, tmp_path: Path) -> None:
+    """A class that never reaches 0.4 has events if the bundle says so, unless --on or --class say something else."""
+    folder = Path(shutil.copytree(bundle(), tmp_path / "bundle"))
+    path = tones(tmp_path / "x.wav")
+    peaks = np.max([t.probs for t in Tagger(folder).tag_file(path, 2.0, 0.5)], axis=0)
+    i = int(peaks.argmin())
+    name, peak = labels()[i].name, float(peaks[i])
+    assert peak < 0.4
+    edit_bundle(folder, lambda m: m.update(thresholds={name: 0.99 * peak}))
+
+    def found(*args: object) -> bool:
+        code, out, _ = call("listen", path, "--bundle", folder, "--json", "--events", *args)
+        assert code == 0
+        return any(x["type"] == "event" and x["label"] == name for x in map(json.loads, out.splitlines()))
+
+    assert found()
+    assert not found("--on", 0.4)
+    assert not found("--class", f"{name}=0.4/0.2")
+    edit_bundle(folder, lambda m: m.update(thresholds={}))
+    assert not found()

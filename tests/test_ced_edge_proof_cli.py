@@ -123,6 +123,7 @@ def test_bad_input_is_one_line(call: Call, case: Case, tmp_path: Path, monkeypat
     )
     refused("no such file: nowhere", "check", "--bundle", case.bundle, "--reference", "nowhere", "--data", case.data)
     refused("no such manifest", "check", "--bundle", case.bundle, "--reference", case.reference, "--data", "nowhere")
+    monkeypatch.setattr("ced_edge.options.PACKAGED", tmp_path)
     refused("no bundle in runs/*/bundle", "check", "--reference", case.reference, "--data", case.data)
     refused("unexpected extra argument", "bench", case.bundle)
     refused("'--max-drop': -1.0 is not in the range x>=0", *check(case, "--max-drop", -1))

@@ -115,12 +115,13 @@ def test_names_that_are_no_files(call: Call, audio: Path) -> None:
 def test_without_a_bundle_the_newest_of_the_runs_is_used(
     call: Call, audio: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ced_edge.options.PACKAGED", Path("nowhere"))
     refused(call("tag", audio), 2, "no bundle in runs/*/bundle", "ced-edge export")
     packaged = shutil.copytree(bundle(), Path("packaged").absolute())
     monkeypatch.setattr("ced_edge.options.PACKAGED", packaged)
     code, out, err = call("info")
     assert (code, out.splitlines()[0].split(), err) == (
-        0, ["bundle", str(packaged)], f"ced-edge: using the bundle {packaged}\n"
+        0, ["bundle", str(packaged)], f"ced-edge: using the bundle of this package, {packaged}\n"
     )  # fmt: skip
     for i, name in enumerate(["old", "new", "other"]):
         folder = Path("runs") / name / "bundle"

@@ -22,7 +22,7 @@ from distill.demo.synth import synthesise
 
 ROOT = Path(__file__).resolve().parents[1]
 HOMES = ROOT / ".venv" / "interop"
-STUDENT = ROOT / "students" / "tiny-esc10-pool"
+STUDENT = ROOT / "students" / "tiny"
 SPEC = FrontendSpec()
 SECONDS = (10.0, 10.0, 10.0)
 SHORT_SECONDS = 2.5

@@ -22,6 +22,8 @@ INPUTS = ("waveform", "mel")
 KINDS = ("int8", "int8-static", "fp32")
 """Arithmetic of a model file, the default first: int8 is the fastest on a CPU at equal accuracy."""
 FORMATS = ("onnx", "tflite")
+PACKAGED = Path(__file__).parents[1] / "models" / "tiny"
+"""The bundle that is installed with this package."""
 
 # Nothing in a bundle is trusted: it may come from anywhere. So every size has a limit, far above what real bundles
 # have, before memory is spent on it.
@@ -73,6 +75,8 @@ class Bundle:
     """`prob`: probabilities (B, n_classes)."""
     labels_hash: str = dataclasses.field(default_factory=labels_hash)
     """Hash of the mids and names of all classes, in the order of the outputs."""
+    thresholds: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Class -> the probability from which on this model has it right more often than not; `listen` uses them."""
 
     @property
     def window_samples(self) -> int:
@@ -109,6 +113,8 @@ class Bundle:
         """Plain dict for bundle.json."""
         fields = {"format": FORMAT, **dataclasses.asdict(self)}
         del fields["folder"]
+        if not self.thresholds:
+            del fields["thresholds"]  # bundles without any are as they were before there were thresholds
         return {**fields, "sha256": _digest(fields)}
 
     def write(self) -> None:
@@ -177,6 +183,11 @@ def _problems(b: Bundle) -> Iterator[str]:
         yield "metrics that are no JSON object"
     if not isinstance(b.checkpoint_sha256, str):
         yield f"the checkpoint hash {b.checkpoint_sha256!r:.40}"
+    names = {label.name for label in labels()}
+    if not isinstance(b.thresholds, dict) or not b.thresholds.keys() <= names:
+        yield "thresholds of other classes"
+    elif not all(is_number(p) and 0.0 < p < 1.0 for p in b.thresholds.values()):
+        yield "a threshold that is no probability"
     if not b.files:
         yield "no model file"
     for f in b.files:

@@ -20,7 +20,8 @@ import numpy as np
 
 from ced_edge.arrays import Bools, Float64
 from ced_edge.errors import InputError
-from ced_edge.labels import Label, labels
+from ced_edge.labels import Label, index_of, labels
+from ced_edge.runtime.bundle import Bundle
 from ced_edge.runtime.tagger import Tags
 
 
@@ -51,6 +52,11 @@ class EventRule:
             problems.append(f"smoothing over {self.smooth} windows: give 1 or more")
         if problems:
             raise InputError("events: " + "; ".join(problems))
+
+
+def own_thresholds(bundle: Bundle) -> dict[int, tuple[float, float]]:
+    """Class index -> (on, off) of the classes that a bundle has thresholds for. `off` is half of `on`."""
+    return {index_of(name): (on, on / 2) for name, on in bundle.thresholds.items()}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,8 +60,18 @@ _SOURCES = {"-": "through stdin: did the program that writes it fail?", None: "f
 )
 @json_option("Print JSON objects, one on a line: the tags of each window, events, and gaps.")
 @click.option("--events", "events_only", is_flag=True, help="Print events only, not every window.")
-@click.option("--on", type=Number(0, 1), default=0.4, show_default=True, help="Probability that an event must reach.")
-@click.option("--off", type=Number(0, 1), default=0.2, show_default=True, help="Probability below which it ends.")
+@click.option(
+    "--on",
+    type=Number(0, 1),
+    default=0.4,
+    help="Probability that an event must reach.  [default: the bundle's for the class, else 0.4]",
+)
+@click.option(
+    "--off",
+    type=Number(0, 1),
+    default=0.2,
+    help="Probability below which it ends.  [default: half of the bundle's, else 0.2]",
+)
 @click.option(
     "--class", "classes", multiple=True, metavar="NAME=ON/OFF", help="--on and --off of a single class; repeat."
 )
@@ -105,6 +116,7 @@ def listen(
 
     The default is windows of 2 s, one every 0.5 s. If the machine is too slow for a live source, windows are skipped,
     and their number is reported. Of a file, no window is skipped, nor of a pipe that is faster than real time.
+    Without --on and --off, a class has the thresholds of the bundle (`ced-edge info --json`), where it has any.
     Ctrl-C reports the events that have not ended yet, and stops. If a microphone or a live pipe delivers nothing for
     more than a second and the audio is lost, all events end before this gap, and the times after it follow the clock.
 
@@ -114,7 +126,7 @@ def listen(
     \b
     arecord -t raw -f S16_LE -r 48000 -c 2 | ced-edge listen - --rate 48000 --channels 2
     """
-    from ced_edge.runtime.events import EventRule, Events
+    from ced_edge.runtime.events import EventRule, Events, own_thresholds
     from ced_edge.runtime.listen import ListenStats
     from ced_edge.runtime.listen import listen as run
     from ced_edge.runtime.show import show_in
@@ -123,6 +135,8 @@ def listen(
     _check_source_flags(source)
     rule = EventRule(on, off, min_duration_s, smooth, dict(map(_thresholds, classes)))
     tagger = Tagger(find_bundle(bundle), kind, format, threads=threads, runtime=runtime)
+    if not given_flags(["on", "off"]):
+        rule = replace(rule, classes={**own_thresholds(tagger.bundle), **rule.classes})
     window_s = min(2.0, tagger.bundle.window_s) if window_s is None else window_s
     stream = StreamingTagger(tagger, window_s, min(0.5, window_s) if hop_s is None else hop_s, gain_db)
     events = Events(rule, tagger.bundle.spec.n_classes)

@@ -20,7 +20,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.frontend import StreamMel, log_mel
 from ced_edge.labels import Label, labels
 from ced_edge.runtime.backends import Backend, NotInstalled, Port, load_backend, packages
-from ced_edge.runtime.bundle import BUNDLE_NAME, Bundle, ModelFile, read_bundle
+from ced_edge.runtime.bundle import BUNDLE_NAME, PACKAGED, Bundle, ModelFile, read_bundle
 from ced_edge.windows import n_full, n_windows, span, times_s
 
 
@@ -48,21 +48,23 @@ class Tagger:
 
     def __init__(
         self,
-        bundle: Bundle | Path | str,
+        bundle: Bundle | Path | str | None = None,
         kind: str | None = None,
         format: str | None = None,
         file: str | None = None,
         threads: int = 1,
         runtime: str | None = None,
     ) -> None:
-        """Load the first model file with this kind, format and name (see `Bundle.fitting`) whose runtime is installed.
+        """Load a bundle, by default the one that is installed with this package.
+
+        It is the first model file with this kind, format and name (see `Bundle.fitting`) whose runtime is installed.
 
         `threads` is the number of threads inside one prediction. `runtime` is the package to use: onnxruntime,
         ai-edge-litert, tflite-runtime or tensorflow. Raises InputError when there is no such file, when no runtime for
         it is installed (the message names the package to install), or when the file is not what bundle.json says.
         """
         self._threads, self._runtime = threads, runtime
-        self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle))
+        self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(Path(bundle or PACKAGED))
         self.file, self.backend = _load(self.bundle, self.bundle.fitting(file, kind, format), threads, runtime)
         self.path = self.bundle.path(self.file)
         # The file may come from anywhere, so what it claims is checked before it is used.
