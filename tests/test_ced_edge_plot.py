@@ -12,6 +12,7 @@ import soundfile
 from conftest import Call
 from tiny_bundle import shared_bundle
 
+from ced_edge.labels import labels
 from ced_edge.runtime.plot import spectrogram, tags_figure
 from ced_edge.runtime.tagger import Tags
 from ced_edge.spec import FrontendSpec
@@ -83,6 +84,38 @@ def test_noise_of_a_silent_file_is_not_drawn_as_loud(tmp_path: Path) -> None:
     (image,) = tags_figure(tmp_path / "x.wav", tags, FrontendSpec(), top=5).axes[0].images
     assert image.get_array().max() < -30
     assert image.get_clim() == (-100.0, -20.0)
+
+
+def test_a_short_sound_with_a_high_peak_has_a_row_and_a_high_mean_has_none(path: Path) -> None:
+    rows = np.zeros((8, 527), np.float32)
+    rows[:, [100, 101, 102]] = 0.5  # all the time
+    rows[3, 200] = 0.9  # in one window: a mean of 0.11
+    rows[5, 201] = 0.6
+    tags = [Tags(i / 2, i / 2 + 0.5, row) for i, row in enumerate(rows)]
+    below = tags_figure(path, tags, FrontendSpec(), top=2).axes[1]
+    assert [t.get_text() for t in below.get_yticklabels()] == [labels()[i].name for i in (200, 201)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "windows", "rows"),
+    [
+        ((), 5, 10),  # windows of 2 s every 0.5 s of 4 s
+        (("--top", 3), 5, 3),
+        (("--window", 1), 4, 10),
+        (("--hop", 1, "--top", 20), 3, 20),
+    ],
+)
+def test_the_windows_and_rows_of_a_picture(
+    call: Call, path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[object, ...], windows: int, rows: int
+) -> None:
+    drawn: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        "ced_edge.runtime.plot.plot_tags", lambda out, path, tags, spec, top: drawn.append((len(tags), top))
+    )
+    code, out, _ = call("tag", path, "--bundle", shared_bundle().folder, "--plot", "a.png", "--json", *flags)
+    assert (code, drawn) == (0, [(windows, rows)])
+    if not flags:  # what is printed does not depend on the picture
+        assert out == call("tag", path, "--bundle", shared_bundle().folder, "--json")[1]
 
 
 def test_tag_plot_writes_the_picture_and_nothing_else(call: Call, path: Path) -> None:

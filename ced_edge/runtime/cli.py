@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +18,13 @@ import click
 from ced_edge.audio.level import Gain
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.machine import cores
-from ced_edge.options import FILE, bundle_option, find_bundle, json_option, tagging_options
+from ced_edge.options import FILE, bundle_option, find_bundle, given_flags, json_option, tagging_options
 from ced_edge.runtime.bundle import Bundle, read_bundle
 from ced_edge.spec import is_number
 
 if TYPE_CHECKING:
     from ced_edge.runtime.tag_files import Tagged
+    from ced_edge.runtime.tagger import Tags
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ def _info_text(b: Bundle) -> str:
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="PNG to write for one file: its spectrogram above a timeline of its top tags.",
+    help="PNG to write for one file: its spectrogram above a timeline of the tags with the highest peaks. By default in"
+    " windows of 2 s, and 10 tags.",
 )
 def tag(
     files: tuple[Path, ...],
@@ -97,7 +99,7 @@ def tag(
     """
     from ced_edge.figures import require_matplotlib
     from ced_edge.runtime.level_watch import faults
-    from ced_edge.runtime.plot import plot_tags
+    from ced_edge.runtime.plot import HOP_S, ROWS, WINDOW_S, plot_tags
     from ced_edge.runtime.tag_files import tag_files, walk
     from ced_edge.runtime.tagger import Tagger
 
@@ -128,7 +130,12 @@ def tag(
             for fault in faults(result.tags):
                 log.info("%s: %s", result.path, fault)
             if plot is not None:
-                plot_tags(plot, result.path, result.tags, tagger.bundle.spec.frontend, top)
+                drawn: Sequence[Tags] = result.tags
+                if window_s is None and hop_s is None:
+                    shortest = min(WINDOW_S, tagger.bundle.window_s)
+                    drawn = tagger.tag_file(result.path, shortest, min(HOP_S, shortest), gain_db)
+                rows = top if given_flags(["top"]) else ROWS
+                plot_tags(plot, result.path, drawn, tagger.bundle.spec.frontend, rows)
     if bad or unread:
         folders = f", and {len(unread)} folder{'s' * (len(unread) > 1)} not read" if unread else ""
         raise CedEdgeError(f"{bad} of {len(paths)} files could not be tagged{folders}")

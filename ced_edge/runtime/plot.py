@@ -21,6 +21,9 @@ from ced_edge.runtime.events import borders_s
 from ced_edge.runtime.tagger import Tags
 from ced_edge.spec import FrontendSpec
 
+WINDOW_S, HOP_S, ROWS = 2.0, 0.5, 10
+"""Windows and rows of a picture by default. In a window of 10 s a short sound has a low probability, and one sound
+often brings several related classes."""
 _MAX_COLUMNS = 1_500
 """Most columns of a spectrogram. A longer file has several frames per column, and the loudest one is drawn."""
 _RANGE_DB = 80.0
