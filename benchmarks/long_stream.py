@@ -66,8 +66,8 @@ def blocks(rng: np.random.Generator) -> dict[str, bytes]:
 class Day:
     """A Source: a PcmSource whose pipe delivers one piece at each `read`, at the pace of the clock."""
 
-    def __init__(self, clock: Clock, hours: float, seed: int) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, hours: float, seed: int, segment_s: tuple[int, int]) -> None:
+        self.clock, self._segment_s = clock, segment_s
         self.segments: list[tuple[int, list[str]]] = []
         """First sample of each segment at the model's rate, and the level of each of its periods."""
         self.outages = 0
@@ -109,7 +109,7 @@ class Day:
         """Pieces of up to 0.1 s. An empty one is a part of an outage."""
         rng = self._rng
         while self.clock.frames < self._frames:
-            wanted = int(rng.integers(60, 1_800) * SOURCE_HZ + rng.integers(SOURCE_HZ))
+            wanted = int(rng.integers(*self._segment_s) * SOURCE_HZ + rng.integers(SOURCE_HZ))
             length = min(wanted, self._frames - self.clock.frames)
             levels = rng.choice(list(LEVELS), 1 + length // PERIOD, p=[0.1, 0.2, 0.3, 0.3, 0.1]).tolist()
             # A frame is a third of a sample, so no start is half way between two samples.
@@ -189,13 +189,13 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
-def run(hours: float, seed: int = 0) -> dict[str, float | int | None]:
-    """Listen to so many hours, and return the figures."""
+def run(hours: float, seed: int = 0, segment_s: tuple[int, int] = (60, 1_800)) -> dict[str, float | int | None]:
+    """Listen to so many hours, and return the figures. `segment_s` is the range of the time between two outages."""
     began, clock, model, stats = time.monotonic(), Clock(), StandIn(), ListenStats()
     real = sources.time, listen_module.time
     try:
         sources.time = listen_module.time = cast(Any, clock)
-        day = Day(clock, hours, seed)
+        day = Day(clock, hours, seed, segment_s)
         checker = Checker(day, model)
         stream = StreamingTagger(cast(Tagger, model), 2.0, 0.5)
         listen(day, stream, Events(EventRule(0.5, 0.4), 2), checker, stats=stats)

@@ -23,7 +23,7 @@ def benchmark() -> Any:
 
 
 def test_the_clock_of_a_stream_with_outages_is_exact_to_the_sample(benchmark: Any) -> None:
-    found = benchmark.run(hours=0.15, seed=1)
+    found = benchmark.run(hours=0.15, seed=1, segment_s=(20, 120))
     assert found["gaps"] == found["outages"] > 0
     assert found["skipped"] == found["events_across_a_gap"] == 0
     assert found["clicks"] > 300
@@ -34,5 +34,6 @@ def test_the_clock_of_a_stream_with_outages_is_exact_to_the_sample(benchmark: An
 def test_the_benchmark_sees_a_clock_that_is_one_sample_off(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     real = benchmark.StreamingTagger.reset
     monkeypatch.setattr(benchmark.StreamingTagger, "reset", lambda stream, at=0: real(stream, at + (at > 0)))
-    found = benchmark.run(hours=0.15, seed=1)
-    assert (found["worst_click_samples"], found["end_samples_off"]) == (1, 1)
+    found = benchmark.run(hours=0.15, seed=1, segment_s=(20, 120))
+    assert found["worst_click_samples"] > 0
+    assert found["end_samples_off"] == 1
