@@ -8,8 +8,8 @@ _SNDFILE = ".aif .aifc .aiff .au .bwf .caf .flac .mp2 .mp3 .oga .ogg .opus .rf64
 
 
 _FFMPEG = (
-    ".3g2 .3gp .aac .ac3 .amr .ape .asf .avi .awb .m4a .m4b .m4v .mka .mkv .mov .mp4 .mpeg .mpg .spx .weba .webm"
-    " .wma .wmv .wv"
+    ".3g2 .3gp .aac .ac3 .amr .ape .asf .avi .awb .flv .m2ts .m4a .m4b .m4v .mka .mkv .mov .mp4 .mpeg .mpg .mts .spx"
+    " .ts .tta .weba .webm .wma .wmv .wv"
 )
 
 
