@@ -32,6 +32,8 @@ from export.verify import Verdict, verify
 
 log = logging.getLogger(__name__)
 
+_KINDS = sorted(KINDS, key=lambda kind: kind != "fp32")
+"""The fp32 file first: the others are made from it."""
 _FULL = 1_000_000
 """With less free space than this, in bytes, a failure is reported as "no space left"."""
 
@@ -63,9 +65,9 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
     reference = _reference(weights)  # before the conversions, which take minutes: a damaged one is reported at once
     with atomic_folder(out) as folder:
         files = _Files(folder, model, config, window)
-        made = [(kind, format) for format in config.formats for kind in _kinds(config)]
-        for kind, format in made:
-            files.make(kind, format)
+        kept = [(kind, format) for format in config.formats for kind in _KINDS if kind in config.kinds]
+        for format in config.formats:
+            files.make_all(format)
         (folder / LABELS_NAME).write_text(labels_text(), encoding="utf-8")
         if config.input == "mel":
             # sherpa-onnx, which mel files are for, reads the names of the classes from this table.
@@ -76,7 +78,7 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
             window_s=config.window_s,
             input=config.input,
             # Metadata comes last: it shortens the names of tensors by which quantisation finds its layers.
-            files=tuple(files.describe(kind, format) for kind, format in made),
+            files=tuple(files.describe(kind, format) for kind, format in kept),
             checkpoint_sha256=sha256_file(weights),
             labels_sha256=sha256_file(folder / LABELS_NAME),
             reference=reference,
@@ -95,12 +97,8 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
     return verdicts
 
 
-def _kinds(config: ExportConfig) -> list[str]:
-    return ["fp32", *(kind for kind in KINDS if kind in config.kinds and kind != "fp32")]
-
-
 class _Files:
-    """Writes the model files of a bundle. The fp32 file of a format must be written before its int8 files."""
+    """Writes the model files of a bundle."""
 
     def __init__(self, folder: Path, model: CED, config: ExportConfig, window: int) -> None:
         self.folder, self.model, self.config, self.window = folder, model, config, window
@@ -112,8 +110,15 @@ class _Files:
         # Before the conversion, which takes minutes: a wrong path is reported at once.
         self._calibration = self._calibrate() if config.needs_ranges else []
 
-    def make(self, kind: str, format: str) -> None:
-        """Write a model file without metadata. Raises CedEdgeError when the disk is full."""
+    def make_all(self, format: str) -> None:
+        """Write the files of a format, without metadata. Raises CedEdgeError when the disk is full."""
+        for kind in _KINDS:
+            if kind == "fp32" or kind in self.config.kinds:
+                self._make(kind, format)
+        if "fp32" not in self.config.kinds:
+            self._path("fp32", format).unlink()
+
+    def _make(self, kind: str, format: str) -> None:
         path = self._path(kind, format)
         log.info("export: %s", path.name)
         # Room for the float file and a third more: quantising and metadata work on copies.

@@ -48,8 +48,8 @@ log = logging.getLogger(__name__)
     sorted(KINDS),
     default="fp32,int8",
     show_default=True,
-    help="Arithmetic of the model files. fp32 is always included. int8-static is for accelerators that need ranges "
-    "measured before.",
+    help="Arithmetic of the model files. `int8` alone makes a small bundle for a device. int8-static is for "
+    "accelerators that need ranges measured before.",
 )
 @click.option("--int8", is_flag=True, help="Short for --kinds fp32,int8.")
 @click.option("--per-tensor", is_flag=True, help="One scale for a layer's int8 weights, as tflite-runtime 2.14 needs.")

@@ -15,7 +15,7 @@ class ExportConfig:
 
     formats: tuple[str, ...] = FORMATS
     kinds: tuple[str, ...] = ("fp32", "int8")
-    """int8 and int8-static files are converted from the fp32 file, so fp32 is always exported."""
+    """Files to keep. int8 files are converted from an fp32 file, which is made anyway, and removed if not in here."""
     input: str = "waveform"
     window_s: float = 10.0
     """Longest input of one call, in seconds."""

@@ -55,6 +55,10 @@ class Result:
     """Peak memory of the process in 1e6 bytes; None where the system cannot measure it."""
     broken: tuple[str, ...] = ()
     """Bounds that do not hold, in words."""
+    compared_with: str = "the reference"
+    """What the predictions are compared with, in words. Without an fp32 file it is the reference alone."""
+    unchecked: tuple[str, ...] = ()
+    """Bounds that could not be applied, in words: there was nothing to compare with."""
 
     @property
     def mean_ap(self) -> float:
@@ -70,8 +74,8 @@ class Result:
         """Plain dict for JSON."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         compared = {k: v.to_dict() for k, v in fields.items() if isinstance(v, Comparison)}
-        derived = {"mean_ap": self.mean_ap, "same_input": self.same_input, "broken": list(self.broken)}
-        return {**fields, **compared, **derived}
+        texts = {"broken": list(self.broken), "unchecked": list(self.unchecked)}
+        return {**fields, **compared, **texts, "mean_ap": self.mean_ap, "same_input": self.same_input}
 
 
 def check(
@@ -108,7 +112,12 @@ def check(
         results = [
             _result(worker, p, s, clips, base) for worker, p, s in zip(workers, predictions, seconds, strict=True)
         ]
-    return [dataclasses.replace(r, broken=tuple(broken_bounds(r, limits[r.kind]))) for r in results]
+    return [
+        dataclasses.replace(
+            r, broken=tuple(broken_bounds(r, limits[r.kind])), unchecked=tuple(unchecked_bounds(r, limits[r.kind]))
+        )
+        for r in results
+    ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,7 +220,7 @@ def _result(
     known = np.array([clip.labels is not None for clip in clips])
     labels = metrics.multi_hot([clip.labels or () for clip in clips], base.shape[1])
     p, everywhere = predictions, np.ones(len(clips), bool)
-    use_fp32 = not p.same_input.all() and np.isfinite(p.expected).all()
+    use_fp32 = bool(not p.same_input.all() and np.isfinite(p.expected).all())
     return Result(
         file=str(worker.target.bundle.path(worker.target.file)),
         kind=worker.target.file.kind,
@@ -224,7 +233,29 @@ def _result(
         spread=spread(seconds),
         size_mb=worker.target.file.bytes / 1e6,
         memory_mb=worker.peak_mb(),
+        compared_with=_compared_with(worker.target, use_fp32),
     )
+
+
+def _compared_with(target: Target, use_fp32: bool) -> str:
+    if use_fp32:
+        return "the reference and the fp32 file"
+    if target.file.kind == "fp32" or fp32_target(target) is not None:
+        return "the reference"
+    has_file = any(file.kind == "fp32" for file in target.bundle.files)
+    return f"the reference alone, as {'nothing here runs the fp32 file' if has_file else 'the bundle has no fp32 file'}"
+
+
+def unchecked_bounds(result: Result, bounds: Bounds) -> list[str]:
+    """The bounds that cannot be applied, in words: those that need the fp32 file on clips that had another input."""
+    other = result.clips - result.same_input
+    if other == 0 or result.fp32 is not None:
+        return []
+    of_clips = {"max_error": NONE, "max_noise": NONE, "min_top1": 0.0}
+    named = [name for name, no_bound in of_clips.items() if getattr(bounds, name) != no_bound]
+    lines = [f"{', '.join(named)} of {other} of {result.clips} clips"] if named else []
+    # The loss of a single class is partly the padding's, so it is only ever compared with the fp32 file.
+    return lines + (["max_class_drop"] if bounds.max_class_drop != NONE else [])
 
 
 def broken_bounds(result: Result, bounds: Bounds) -> list[str]:

@@ -109,6 +109,9 @@ def check(
     if report:
         tables.write_html(report, results, reference)
         log.info("report: %s", report)
+    if partly := [r for r in results if r.unchecked]:
+        with_what = partly[0].compared_with
+        log.warning("bounds of %d files could not all be checked: compared with %s", len(partly), with_what)
     named = zip(tables.names([r.file for r in results]), results, strict=True)
     broken = [f"{name} on {r.runtime}: {bound}" for name, r in named for bound in r.broken]
     if broken:

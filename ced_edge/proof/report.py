@@ -68,7 +68,7 @@ def check_rows(results: Sequence[Result]) -> list[list[str]]:
     """A row under CHECK_HEAD for each result."""
     return [
         [
-            "BROKEN" if r.broken else "ok",
+            "BROKEN" if r.broken else "ok, in part" if r.unchecked else "ok",
             name,
             r.runtime,
             f"{r.mean_ap:.4f}",
@@ -126,11 +126,13 @@ def profile_notes(profile: Profile) -> list[str]:
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """What the table has no room for: worst classes, clips with another input, streams, and broken bounds."""
+    """What the table has no room for: worst classes, what was compared, streams, and bounds broken or not checked."""
     lines: list[str] = []
     for name, r in zip(names([r.file for r in results]), results, strict=True):
         worst = [f"{label} {drop:+.3f}" for label, drop in r.reference.worst(3) if drop > 0]
         lines.append(f"{name} on {r.runtime}: " + (f"lost most: {', '.join(worst)}" if worst else "no class lost"))
+        if "alone" in r.compared_with:
+            lines.append(f"{name} on {r.runtime}: compared with {r.compared_with}")
         if r.same_input < r.clips:
             lines.append(
                 f"{name} on {r.runtime}: {r.clips - r.same_input} of {r.clips} clips were cut or padded differently "
@@ -140,6 +142,7 @@ def notes(results: Sequence[Result]) -> list[str]:
         if r.stream_difference is not None:
             equal = "exactly equal" if r.stream_difference == 0 else f"different by {r.stream_difference:.2g}"
             lines.append(f"{name} on {r.runtime}: predictions in a stream are {equal}")
+        lines += [f"{name} on {r.runtime}: NOT CHECKED: {what}" for what in r.unchecked]
         lines += [f"{name} on {r.runtime}: BROKEN: {what}" for what in r.broken]
     return lines
 
@@ -205,7 +208,9 @@ def write_html(path: Path, results: Sequence[Result], reference: Reference) -> N
     """Write one self-contained file, without scripts or links. Raises InputError without matplotlib."""
     require_matplotlib("--report")
     held = all(not r.broken for r in results)
-    verdict = "All bounds hold." if held else '<span class="broken">Bounds are broken.</span>'
+    partly = any(r.unchecked for r in results)
+    holds = "All bounds that could be checked hold; some could not be." if partly else "All bounds hold."
+    verdict = holds if held else '<span class="broken">Bounds are broken.</span>'
     m = reference.metrics
     clips = f"{len(reference.ids)} clips, {reference.dtype} on {reference.device}"
     facts = [
