@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -173,6 +175,15 @@ def sha256_json(value: Any) -> str:
 def valid_text(name: str) -> str:
     r"""A file name as text that UTF-8 can hold: a byte that is no UTF-8, such as E9, becomes the letters `\udce9`."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def csv_line(row: Sequence[object]) -> str:
+    """A row of a CSV file with its end, such that every reader gives the cells back unchanged."""
+    # Before Python 3.13, csv.writer leaves a carriage return without quotes, and readers then end the row there.
+    odd = any("\r" in str(cell) for cell in row)
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerow(row)
+    return line.getvalue()
 
 
 def path_inside(folder: Path, name: str) -> Path:

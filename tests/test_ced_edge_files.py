@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ced_edge.errors import CedEdgeError, InputError
-from ced_edge.files import atomic_path, folder_lock, path_inside, read_json, read_toml
+from ced_edge.files import atomic_path, csv_line, folder_lock, path_inside, read_json, read_toml, valid_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -259,3 +261,18 @@ def test_what_cannot_be_parsed_is_one_line(tmp_path: Path, read: Callable[[Path]
         read(tmp_path / "x")
     with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "missing")
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1, max_size=4))
+def test_a_row_of_csv_comes_back(row: list[str]) -> None:
+    lines = csv_line(["first", "row"]) + csv_line(row) + csv_line(["last", 1])
+    assert list(csv.reader(io.StringIO(lines, newline=""), strict=True)) == [["first", "row"], row, ["last", "1"]]
+    assert csv_line(["a", 'b"c', "d,e", 2]) == 'a,"b""c","d,e",2\n'
+
+
+@given(st.binary(min_size=1, max_size=20))
+def test_a_name_of_any_bytes_becomes_valid_text(name: bytes) -> None:
+    text = valid_text(os.fsdecode(name))
+    assert text.encode("utf-8").decode("utf-8") == text
+    assert valid_text(text) == text
+    assert text == os.fsdecode(name) or "\\udc" in text

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import sys
@@ -17,6 +15,7 @@ import click
 
 from ced_edge.audio.level import Gain
 from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import csv_line
 from ced_edge.machine import cores
 from ced_edge.options import FILE, bundle_option, find_bundle, given_flags, json_option, tagging_options
 from ced_edge.runtime.bundle import Bundle, read_bundle
@@ -169,9 +168,7 @@ def _csv_writer(top: int, threshold: float) -> Callable[[Tagged], None]:
     """A function that prints the tags of a file as rows of CSV."""
 
     def put(*row: object) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow(row)
-        click.echo(line.getvalue(), nl=False)
+        click.echo(csv_line(row), nl=False)
 
     def write(result: Tagged) -> None:
         for t in result.tags:

@@ -23,7 +23,16 @@ from typing import Any
 
 from ced_edge.audio.clips import Clip
 from ced_edge.errors import CedEdgeError, InputError, first_line
-from ced_edge.files import atomic_path, folder_lock, read_json, sha256_file, sha256_json, valid_text, write_json
+from ced_edge.files import (
+    atomic_path,
+    csv_line,
+    folder_lock,
+    read_json,
+    sha256_file,
+    sha256_json,
+    valid_text,
+    write_json,
+)
 from distill.packing.pieces import Encoded, PackConfig, Piece, cut, encode, probe
 from distill.packing.shards import FORMAT, INDEX_NAME, MAX_JSON_BYTES, MAX_SHARD_SAMPLES, MAX_SHARDS, Pack
 from distill.processes import Pool, in_order, pool_of
@@ -246,12 +255,7 @@ def _write_rejects(path: Path, rejects: Iterable[_Reject]) -> None:
 
 def _write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        # Before Python 3.13, csv.writer leaves a carriage return without quotes, and readers then end the row there.
-        quoted = csv.writer(f, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(header)
-        for row in rows:
-            (quoted if any("\r" in str(cell) for cell in row) else writer).writerow(row)
+        f.writelines(map(csv_line, (header, *rows)))
 
 
 def _read_table(path: Path, header: Sequence[str]) -> list[dict[str, str]]:
