@@ -76,9 +76,7 @@ def test_the_bundle_holds_int8_files_alone(run: Path) -> None:
     ("flags", "names"),
     [
         (["--kinds", "int8", "--format", "onnx"], ["48x2-int8.onnx"]),
-        (["--kinds", "fp32", "--format", "onnx"], ["48x2-fp32.onnx"]),
         (["--int8", "--format", "onnx"], ["48x2-fp32.onnx", "48x2-int8.onnx"]),
-        (["--format", "onnx"], ["48x2-fp32.onnx", "48x2-int8.onnx"]),
     ],
 )
 def test_kinds(call: Call, run: Path, tmp_path: Path, flags: list[str], names: list[str]) -> None:
