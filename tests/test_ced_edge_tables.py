@@ -55,6 +55,7 @@ def test_esc50(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert clips[3].labels is None  # `target` is an index of ESC-50, not of AudioSet
     assert caplog.messages == [
         f"{path}: the audio is in {audio}",
+        f"{path}: 1 files are in another folder or format than it says",
         f"{path}: left out labels that are no AudioSet class, 1 in all: washing_machine (1)",
     ]
     assert [c.id for c in read_manifest(path, "2")] == ["1-187207-A-20.wav"]

@@ -63,9 +63,11 @@ def read_manifest(
     table = read_table(path, split)
     if not table.rows:
         raise InputError(f"{path} lists no clips")
-    place = _Places(path, table, audio_root).place
+    places = _Places(path, table, audio_root)
     left_out = collections.Counter[str]()
-    clips = [place(row, _labels(path, row, table.numbers, labels_needed, left_out)) for row in table.rows]
+    clips = [places.place(row, _labels(path, row, table.numbers, labels_needed, left_out)) for row in table.rows]
+    if places.elsewhere:
+        log.info("%s: %d files are in another folder or format than it says", path, places.elsewhere)
     if left_out:
         names = ", ".join(f"{name[:60]} ({n})" for name, n in left_out.most_common(5))
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
@@ -125,6 +127,8 @@ class _Places:
     """Finds the file of each row of a table. No file is opened."""
 
     def __init__(self, path: Path, table: Table, audio_root: Path | None) -> None:
+        self.elsewhere = 0
+        """Files found by their name without folder and suffix alone."""
         self._loose = table.foreign
         self._root = audio_root if audio_root is not None else path.parent
         if audio_root is None and table.foreign:
@@ -147,8 +151,10 @@ class _Places:
             return self._segment(row, tags, *row.segment)
         file = self._root / row.folder / row.name
         if self._loose and not os.path.exists(file):
-            with_suffix = self._root / row.folder / _file_name(row.name)
-            file = with_suffix if os.path.exists(with_suffix) else self._files().get(Path(row.name).stem, with_suffix)
+            file = self._root / row.folder / _file_name(row.name)
+            if not os.path.exists(file) and (other := self._files().get(Path(row.name).stem)):
+                self.elsewhere += 1
+                file = other
         return Clip(row.name, file, tags, row.group)
 
     def _files(self) -> dict[str, Path]:
