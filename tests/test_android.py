@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import struct
@@ -10,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -134,15 +136,32 @@ def test_telemetry_and_changed_files_are_found(tmp_path: Path) -> None:
 
 
 def test_a_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "pinned.txt").write_text("tools npm thing@1 " + "0" * 64 + "\n")
+    good = hashlib.sha256(b"other").hexdigest()
+    (tmp_path / "pinned.txt").write_text(f"tools npm thing@1 {'0' * 64}\nfine npm thing@1 {good}\n")
     monkeypatch.setattr(fetch, "HERE", tmp_path)
     monkeypatch.setattr(fetch, "TARGET", tmp_path / "out")
     monkeypatch.setattr(fetch, "missing", list)
     monkeypatch.setattr(sys, "argv", ["fetch.py"])
-    monkeypatch.setattr(fetch, "download", lambda _client, pins, folder: (folder / pins[0].file).write_bytes(b"other"))
+    fetched = []
+
+    def download(_client: str, pins: list[Any], root: Path) -> None:
+        for pin in pins:
+            fetched.append(pin.folder)
+            (root / pin.folder).mkdir()
+            (root / pin.folder / pin.file).write_bytes(b"other")
+
+    monkeypatch.setattr(fetch, "download", download)
+    monkeypatch.setattr(fetch, "unpack", lambda _path: None)
     with pytest.raises(SystemExit, match="thing@1 is not the pinned file"):
         fetch.main()
-    assert not (tmp_path / "out/tools/complete").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", ["fetch.py", "fine"])
+        fetch.main()
+    assert fetched == ["tools", "fine", "fine"]  # the last call found everything complete
+    monkeypatch.setattr(sys, "argv", ["fetch.py", "fine", "lost"])
+    with pytest.raises(SystemExit, match="no folder lost"):
+        fetch.main()
 
 
 def test_the_command_refuses_what_it_cannot_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

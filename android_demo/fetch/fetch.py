@@ -1,8 +1,8 @@
-"""Fetches every file that the Android build needs into .venv/android, once, and checks its SHA-256.
+"""Fetches the files that the Android build needs into .venv/android, once, and checks their SHA-256.
 
-Runs on the standard library alone. Maven, npm and apt do the downloads, so their own settings (mirrors, proxies) hold.
-Each line of pinned.txt is one file. A folder that is complete is not fetched again. `fetch.py --missing` fetches
-nothing: it prints the Debian packages that the machine still needs.
+`fetch.py [FOLDER...]` fetches what pinned.txt lists for these folders, or all of it. `fetch.py --missing` fetches nothing:
+it prints the Debian packages that the machine still needs. Only the standard library is used. Maven, npm and apt do the
+downloads, so their own settings (mirrors, proxies) hold.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
+from xml.sax.saxutils import escape
 
 HERE = Path(__file__).resolve().parent
 TARGET = HERE.parents[1] / ".venv" / "android"
 POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>fetch</groupId><artifactId>fetch</artifactId><version>1</version><build><plugins><plugin>
 <artifactId>maven-dependency-plugin</artifactId><version>3.6.1</version><configuration>
-<outputDirectory>{folder}</outputDirectory><artifactItems>{items}</artifactItems>
+<artifactItems>{}</artifactItems>
 </configuration></plugin></plugins></build></project>"""
 ITEM = (
-    "<artifactItem><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version><type>{}</type></artifactItem>"
+    "<artifactItem><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version><type>{}</type>"
+    "<outputDirectory>{}</outputDirectory></artifactItem>"
 )
 
 
@@ -80,20 +82,24 @@ def run(*command: str, cwd: Path | None = None) -> None:
         sys.exit(f"fetch.py: `{' '.join(command[:6])}` failed, see above")
 
 
-def download(client: str, pins: list[Pin], folder: Path) -> None:
-    """Let one client save its files into `folder`."""
+def download(client: str, pins: list[Pin], root: Path) -> None:
+    """Let one client save each file into its folder of `root`."""
+    for pin in pins:
+        (root / pin.folder).mkdir(exist_ok=True)
     if client == "mvn":
-        pom = folder / "pom.xml"
-        pom.write_text(POM.format(folder=folder, items="".join(ITEM.format(*p.name.split(":")) for p in pins)))
+        pom = root / "pom.xml"  # one for all: Maven takes seconds to start
+        pom.write_text(POM.format("".join(ITEM.format(*p.name.split(":"), escape(str(root / p.folder))) for p in pins)))
         run("mvn", "-B", "-q", "-f", str(pom), "dependency:copy")
-    elif client == "npm":
-        for pin in pins:
+        return
+    for pin in pins:
+        folder = root / pin.folder
+        if client == "npm":
             run("npm", "pack", "--silent", pin.name, cwd=folder)
-    else:
-        if subprocess.run(["apt-get", "download", *(p.name for p in pins)], cwd=folder, stdout=sys.stderr).returncode:
+            continue
+        if subprocess.run(["apt-get", "download", pin.name], cwd=folder, stdout=sys.stderr).returncode:
             run("apt-get", "update")  # a machine that is new has no list of packages yet
-            run("apt-get", "download", *(p.name for p in pins), cwd=folder)
-        for deb in folder.glob("*.deb"):
+            run("apt-get", "download", pin.name, cwd=folder)
+        for deb in folder.glob("*_*.deb"):
             deb.rename(folder / f"{deb.name.partition('_')[0]}.deb")
 
 
@@ -126,24 +132,31 @@ def main() -> None:
         sys.exit(f"fetch.py: the Android build needs more programs: apt-get install {' '.join(packages)}")
     lines = (HERE / "pinned.txt").read_text().splitlines()
     pins = [Pin(*line.split()) for line in lines if line and not line.startswith("#")]
-    for name in dict.fromkeys(p.folder for p in pins):
-        wanted = [p for p in pins if p.folder == name]
-        stamp, text = TARGET / name / "complete", "\n".join(" ".join(p) for p in wanted)
-        if stamp.is_file() and stamp.read_text() == text:
-            continue
-        shutil.rmtree(TARGET / name, ignore_errors=True)
-        (TARGET / name).mkdir(parents=True)
-        print(f"fetch.py: {len(wanted)} files into .venv/android/{name}", file=sys.stderr)
-        with tempfile.TemporaryDirectory(dir=TARGET) as temporary:
-            for client in dict.fromkeys(p.client for p in wanted):
-                download(client, [p for p in wanted if p.client == client], Path(temporary))
-            for pin in wanted:
-                path = Path(temporary) / pin.file
-                found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
-                if found != pin.sha256:
-                    sys.exit(f"fetch.py: {pin.name} is not the pinned file: {found}, expected {pin.sha256}")
-                unpack(path.rename(TARGET / name / pin.file))
-        stamp.write_text(text)
+    if unknown := set(sys.argv[1:]) - {p.folder for p in pins}:
+        sys.exit(f"fetch.py: pinned.txt has no folder {' '.join(sorted(unknown))}")
+    folders = sys.argv[1:] or list(dict.fromkeys(p.folder for p in pins))
+    texts = {name: "\n".join(" ".join(p) for p in pins if p.folder == name) for name in folders}
+    stamps = {name: TARGET / name / "complete" for name in folders}
+    wanted = [p for p in pins if p.folder in texts]
+    wanted = [p for p in wanted if not stamps[p.folder].is_file() or stamps[p.folder].read_text() != texts[p.folder]]
+    if not wanted:
+        return
+    print(f"fetch.py: {len(wanted)} files into .venv/android", file=sys.stderr)
+    TARGET.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=TARGET) as temporary:
+        root = Path(temporary)
+        for client in dict.fromkeys(p.client for p in wanted):
+            download(client, [p for p in wanted if p.client == client], root)
+        for pin in wanted:
+            path = root / pin.folder / pin.file
+            found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
+            if found != pin.sha256:
+                sys.exit(f"fetch.py: {pin.name} is not the pinned file: {found}, expected {pin.sha256}")
+            unpack(path)
+        for name in dict.fromkeys(p.folder for p in wanted):
+            shutil.rmtree(TARGET / name, ignore_errors=True)
+            (root / name).rename(TARGET / name)
+            stamps[name].write_text(texts[name])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Compiles what does not depend on a bundle: resources, Kotlin, dex. Does nothing where its sources have not changed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-python3 "$here/fetch/fetch.py"
+python3 "$here/fetch/fetch.py" kotlin app r8 android aapt ort sign
 T=$here/../.venv/android B=$here/../.venv/android/build
 main=$here/app/src/main
 now=$(cd "$here" && find app/src/main app/proguard.txt core/src/main tools/compile.sh tools/kotlinc.sh fetch/pinned.txt -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)

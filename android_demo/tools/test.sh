@@ -9,6 +9,7 @@ T=$here/../.venv/android
 B=$T/build
 apk=$T/apk/ced-edge-arm64-v8a.apk
 [ -f "$apk" ] || { echo "test.sh: run build_apk.sh $bundle .venv/android/apk first" >&2; exit 1; }
+python3 "$here/fetch/fetch.py" desktop desktop28 robolectric sdks sniffer
 mkdir -p "$T/test/conf/com/android/tools" "$T/test/tmp"
 # Robolectric reads resources and assets out of the real APK.
 cat >"$T/test/conf/com/android/tools/test_config.properties" <<P
