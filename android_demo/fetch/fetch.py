@@ -1,7 +1,7 @@
 """Fetches the files that the Android build needs into .venv/android, once, and checks their SHA-256.
 
-`fetch.py [FOLDER...]` fetches what pinned.txt lists for these folders, or all of it. `fetch.py --missing` fetches nothing:
-it prints the Debian packages that the machine still needs. Only the standard library is used. Maven, npm and apt do the
+`fetch.py [FOLDER...]` fetches what pinned.txt lists for these folders, or all. `fetch.py --missing` fetches nothing: it
+prints the Debian packages that the machine still needs. Only the standard library is used. Maven, npm and apt do the
 downloads, so their own settings (mirrors, proxies) hold.
 """
 
