@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,6 +94,18 @@ def test_a_writer_that_dies_early(call: Call, monkeypatch: pytest.MonkeyPatch) -
     (window,) = [x for x in map(json.loads, out.splitlines()) if x["type"] == "tags"]
     assert window["end_s"] == pytest.approx(7_999 / 16_000, abs=1e-9)
     assert "the pipe ended within a frame: 3 of its 4 bytes were left out" in err
+
+
+def test_a_named_pipe_holds_raw_samples(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = np.random.default_rng(0).integers(-9_000, 9_000, (40_000, 2)).astype("<i2").tobytes()
+    args = ("--channels", 2, "--bundle", bundle(), "--json")
+    piped(monkeypatch, raw)
+    expected = call("listen", "-", *args)
+    os.mkfifo(tmp_path / "fifo")
+    writer = threading.Thread(target=lambda: (tmp_path / "fifo").write_bytes(raw))
+    writer.start()
+    assert call("listen", tmp_path / "fifo", *args) == expected
+    writer.join()
 
 
 def test_an_encoded_file_on_stdin(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

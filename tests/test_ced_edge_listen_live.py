@@ -16,6 +16,7 @@ from test_ced_edge_streaming import Loudness
 
 from ced_edge.audio.level import Level
 from ced_edge.audio.sources import Gap, Hint, Item
+from ced_edge.errors import InputError
 from ced_edge.runtime import listen as listen_module
 from ced_edge.runtime.events import EventRule, Events
 from ced_edge.runtime.level_watch import LevelWatch, faults
@@ -80,6 +81,13 @@ def test_the_clock_is_exact_after_many_gaps() -> None:
     begins = [b.start_s for a, b in itertools.pairwise(book.seen) if b.start_s > a.end_s]
     assert [0.0, *begins] == starts
     assert len(book.events) == stats.gaps == 300
+
+
+def test_a_bad_sample_after_a_gap_has_the_time_of_the_stream() -> None:
+    bad = np.zeros((4_800, 2), np.float32)
+    bad[480, 1] = np.nan
+    with pytest.raises(InputError, match=r"the sample at 10\.010 s \(index 480480\) is NaN"):
+        run([(np.zeros((96_000, 2), np.float32), 48_000), Gap(8.0), (bad, 48_000)])
 
 
 def test_json_has_the_time_of_day_of_live_sources(capsys: pytest.CaptureFixture[str]) -> None:

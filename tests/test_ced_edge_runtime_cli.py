@@ -7,7 +7,10 @@ import io
 import json
 import os
 import shutil
+import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,10 +90,11 @@ def test_a_bad_file_is_reported_and_the_others_are_tagged(call: Call, audio: Pat
     code, out, err = call("tag", audio, "no.wav", tmp_path / "none", "--bundle", bundle(), "--json", "--jobs", 3)
     assert code == 1
     assert [Path(json.loads(line)["file"]).name for line in out.splitlines()] == ["a.wav", "b.flac"]
-    assert [line.partition(audio.name + "/")[2] or line for line in err.splitlines()] == [
+    lines = [line.partition(audio.name + "/")[2] or line for line in err.splitlines()]
+    assert lines[2].startswith("nan.wav: the sample at 0.000 s (index 0) is NaN: samples are in [-1, 1]; ")
+    assert lines[:2] + lines[3:] == [
         "bad.wav: not audio",
         "empty.ogg: empty file",
-        "nan.wav: the sample at 0.000 s (index 0) is NaN: samples are in [-1, 1]",
         "one.wav: too short: no sample is left at 16000 Hz",
         "ced-edge: cannot use no.wav: no such file",
         f"ced-edge: cannot use {tmp_path / 'none'}: no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})",
@@ -212,3 +216,66 @@ def test_files_of_any_name(call: Call, audio: Path) -> None:
     assert rows[4][0] == str(paths[1])
     for path in paths:
         assert call("tag", path, "--bundle", bundle(), "--plot", "a.png")[::2] == (0, "")
+
+
+def test_tag_reads_stdin_and_named_pipes(
+    call: Call, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of any kind, which cannot be read twice."""
+    data = (audio / "deep" / "b.flac").read_bytes()
+    args = ("--bundle", bundle(), "--json")
+    expected = json.loads(call("tag", audio / "deep" / "b.flac", *args)[1])
+    fifo = tmp_path / "fifo.flac"
+    os.mkfifo(fifo)
+    for name in ("-", fifo):
+        back, front = os.pipe()
+        target = front if name == "-" else fifo
+
+        def write(target: object = target) -> None:
+            with open(target, "wb") as f:  # type: ignore[call-overload]
+                f.write(data)
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        with os.fdopen(back, "rb") as stdin:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+            code, out, err = call("tag", name, *args)
+        writer.join()
+        if name != "-":
+            os.close(front)
+        assert (code, err) == (0, "")
+        assert json.loads(out) == expected | {"file": str(name)}
+        refused(call("tag", name, "--bundle", bundle(), "--plot", "a.png"), 2, "--plot reads its file several times")
+
+
+@pytest.mark.parametrize("data", [b"", b"no audio at all"])
+def test_a_stdin_without_audio(call: Call, monkeypatch: pytest.MonkeyPatch, data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(data)
+    with (tmp_path / "in").open("rb") as stdin:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+        refused(call("tag", "-", "--bundle", bundle()), 1, "1 of 1 files could not be tagged")
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = call("tag", "-", "--bundle", bundle())
+    assert code == 1
+    assert err.splitlines()[0] == "ced-edge: cannot use -: stdin is closed: pipe a file into it"
+
+
+def test_the_faults_of_a_file_are_reported_once(call: Call, tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 8 * 16_000)
+    wave[2 * 16_000 : 6 * 16_000] = 0
+    wave[6 * 16_000 :] *= 1e6
+    soundfile.write(tmp_path / "x.wav", np.clip(wave, -1, 1), 16_000)
+    code, out, err = call("tag", tmp_path / "x.wav", "--bundle", bundle(), "--json")
+    assert code == 0
+    assert err.splitlines() == [
+        f"ced-edge: {tmp_path / 'x.wav'}: digital zeros in 2 of 4 windows, the first at 0:02.0",
+        f"ced-edge: {tmp_path / 'x.wav'}: clipped in 1 of 4 windows, the first at 0:06.0",
+    ]
+    found = json.loads(out)
+    rms = [20 * np.log10(np.sqrt(np.mean(wave[i * 32_000 : (i + 1) * 32_000] ** 2)) + 1e-99) for i in range(4)]
+    assert [w["level_dbfs"] for w in found["windows"]] == [
+        pytest.approx(rms[0], abs=0.01), None, None, pytest.approx(0, abs=0.01)
+    ]  # fmt: skip
+    assert found["peak_dbfs"] == pytest.approx(0, abs=0.01)
+    _, louder, _ = call("tag", tmp_path / "x.wav", "--bundle", bundle(), "--json", "--gain", -20)
+    assert json.loads(louder)["level_dbfs"] == pytest.approx(found["level_dbfs"] - 20, abs=0.02)

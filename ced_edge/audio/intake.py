@@ -23,9 +23,12 @@ _BLOCK_FRAMES = 1 << 16
 class Intake:
     """The samples of a stream that are still needed. The result does not depend on the lengths of the pieces."""
 
-    def __init__(self, rate_hz: int, name: str | None = "the stream") -> None:
-        """`name` is for the notice that channels cancel each other. None: give no notice."""
-        self.rate_hz = rate_hz
+    def __init__(self, rate_hz: int, name: str | None = "the stream", start_s: float = 0.0) -> None:
+        """`name` is for the notice that channels cancel each other. None: give no notice.
+
+        `start_s` is the time of the first sample, for messages.
+        """
+        self.rate_hz, self._start_s = rate_hz, start_s
         """Rate of the output."""
         self._name = name
         self.samples = 0
@@ -55,10 +58,10 @@ class Intake:
             raise InputError(f"a stream of {self.source_hz} Hz was given samples of {source_hz} Hz: reset() it first")
         if not MIN_RATE_HZ <= source_hz <= MAX_RATE_HZ:
             raise InputError(f"a rate of {source_hz} Hz is not between {MIN_RATE_HZ} and {MAX_RATE_HZ} Hz")
-        blocks = range(0, len(pieces), _BLOCK_FRAMES)
+        blocks, first = range(0, len(pieces), _BLOCK_FRAMES), self._frames + round(self._start_s * source_hz)
         # Check the whole piece before any of it is added.
         for i in blocks:
-            check_samples(_float32(pieces[i : i + _BLOCK_FRAMES]), self._frames + i, source_hz)
+            check_samples(_float32(pieces[i : i + _BLOCK_FRAMES]), first + i, source_hz)
         if self._mixer is None:
             self.source_hz, self._channels = source_hz, pieces.shape[1]
             self._mixer = Mixer(self._channels, source_hz, self._name)

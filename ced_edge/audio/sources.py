@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -204,6 +204,20 @@ class PieceQueue:
         return None
 
 
+class NamedPipe:
+    """A named pipe that is opened at the first `read`: opening waits for a writer, and must not block the program."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pipe: IO[bytes] | None = None
+
+    def read(self, most: int) -> bytes | None:
+        """As `read` of an open pipe."""
+        if self._pipe is None:
+            self._pipe = self._path.open("rb", buffering=0)
+        return self._pipe.read(most)
+
+
 class PcmSource(PieceQueue):
     """Raw interleaved samples from a pipe. A thread reads them, so that the pipe does not fill up.
 
@@ -211,14 +225,15 @@ class PcmSource(PieceQueue):
     While the queue is full, the writer has to wait for us, so its pace shows nothing, and the pipe counts as not live.
     """
 
-    def __init__(self, pipe: IO[bytes], rate_hz: int, channels: int, format: str) -> None:
+    def __init__(self, pipe: IO[bytes] | NamedPipe, rate_hz: int, channels: int, format: str) -> None:
         """Raises InputError on an unknown format."""
         if format not in PCM_FORMATS:
             raise InputError(f"unknown PCM format {format!r}: choose one of {', '.join(PCM_FORMATS)}")
         super().__init__()
         # `raw` has no buffer: `read` returns at once what is there, and at exit the thread holds no lock of the buffer.
         # The buffer is kept in a field, because the pipe is closed when the buffer is deleted.
-        self._buffer, self._pipe = pipe, getattr(pipe, "raw", pipe)
+        self._buffer = pipe
+        self._pipe: Any = getattr(pipe, "raw", pipe)
         self._rate_hz, self._channels, self._format = rate_hz, channels, PCM_FORMATS[format]
         self._check = RateCheck(rate_hz, channels, self._format.size)
         threading.Thread(target=self._pump, daemon=True).start()

@@ -90,7 +90,7 @@ def tag(
     threads: int,
     **file: str | None,
 ) -> None:
-    """Tag audio files of any format, rate and length. In a folder, all audio files are tagged.
+    """Tag audio files of any format, rate and length. In a folder, all audio files are tagged; - is stdin.
 
     A long file is cut into windows of --window seconds, one every --hop seconds (by default windows of the bundle's
     length, without overlap). The tags of the whole file are the mean over its windows. A file that cannot be used is
@@ -99,7 +99,7 @@ def tag(
     from ced_edge.figures import require_matplotlib
     from ced_edge.runtime.level_watch import faults
     from ced_edge.runtime.plot import HOP_S, ROWS, WINDOW_S, plot_tags
-    from ced_edge.runtime.tag_files import tag_files, walk
+    from ced_edge.runtime.tag_files import is_pipe, tag_files, walk
     from ced_edge.runtime.tagger import Tagger
 
     if as_json and as_csv:
@@ -115,6 +115,8 @@ def tag(
         require_matplotlib("--plot")
         if len(paths) != 1:
             raise InputError(f"--plot draws one file, not {len(paths)}")
+        if is_pipe(paths[0]):
+            raise InputError(f"--plot reads its file several times: write {paths[0]} to a file first")
     tagger = Tagger(find_bundle(bundle), threads=threads, **file)
     bad, workers = 0, jobs or max(1, cores() // threads)
     write = _csv_writer(top, threshold) if as_csv else _writer(as_json, top, threshold)

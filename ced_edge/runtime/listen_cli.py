@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -112,7 +114,7 @@ def listen(
     threads: int,
     **source_options: Any,
 ) -> None:
-    """Tag the microphone, a file, or raw PCM on stdin (SOURCE `-`) live, and find events.
+    """Tag the microphone, a file, or raw PCM through a pipe live, and find events. SOURCE `-` is stdin.
 
     The default is windows of 2 s, one every 0.5 s. If the machine is too slow for a live source, windows are skipped,
     and their number is reported. Of a file, no window is skipped, nor of a pipe that is faster than real time.
@@ -168,7 +170,7 @@ def _summarise(stats: ListenStats, source: Any) -> None:
 def _check_source_flags(source: str | None) -> None:
     """Raise InputError for flags of another kind of source: without effect, they would hide a mistake."""
     for flags, kind, used in (
-        (("rate_hz", "channels", "pcm_format"), "raw PCM on stdin (SOURCE -)", source == "-"),
+        (("rate_hz", "channels", "pcm_format"), "raw PCM on stdin (SOURCE -)", source is not None and _is_raw(source)),
         (("microphone",), "the microphone (no SOURCE)", source is None),
     ):
         if not used and (given := given_flags(flags)):
@@ -176,7 +178,7 @@ def _check_source_flags(source: str | None) -> None:
 
 
 def _source(source: str | None, rate_hz: int, channels: int, pcm_format: str, microphone: str | None) -> Any:
-    from ced_edge.audio.sources import FileSource, PcmSource
+    from ced_edge.audio.sources import FileSource, NamedPipe, PcmSource
 
     if source is None:
         from ced_edge.audio.microphone import Microphone
@@ -186,7 +188,14 @@ def _source(source: str | None, rate_hz: int, channels: int, pcm_format: str, mi
         if sys.stdin is None:
             raise InputError("stdin is closed: pipe raw PCM into it, or name a file")
         return PcmSource(sys.stdin.buffer, rate_hz, channels, pcm_format)
+    if _is_raw(source):
+        return PcmSource(NamedPipe(Path(source)), rate_hz, channels, pcm_format)
     return FileSource(Path(source))
+
+
+def _is_raw(source: str) -> bool:
+    """Whether it is stdin, a named pipe, or a shell's `<(command)`: raw samples come through it."""
+    return source == "-" or (os.path.exists(source) and stat.S_ISFIFO(os.stat(source).st_mode))
 
 
 def _thresholds(text: str) -> tuple[int, tuple[float, float]]:

@@ -6,12 +6,16 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
+import math
 import os
 import queue
+import stat
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ced_edge.audio.base import AUDIO_SUFFIXES, AudioError
 from ced_edge.audio.folders import audio_files
@@ -25,6 +29,10 @@ _POLL_S = 0.2
 _AHEAD = 16
 """Files that may wait for an earlier one, which takes longer. All others wait to be started, so that the memory does
 not grow with the number of files."""
+
+
+STDIN = Path("-")
+"""The name of the file that comes through stdin."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,12 @@ class Tagged:
         return Tags(0.0, self.tags[-1].end_s, mean_probs(self.tags), mean_level(levels) if levels else None)
 
 
+def is_pipe(path: Path) -> bool:
+    """Whether the path is STDIN, a named pipe, or a shell's `<(command)`."""
+    # os.path, as Path.exists raises on names that the system refuses.
+    return path == STDIN or (os.path.exists(path) and stat.S_ISFIFO(path.stat().st_mode))
+
+
 def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]:
     """The files among `paths`, and the audio files in the folders among them.
 
@@ -52,7 +66,7 @@ def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]
     for path in paths:
         errors: list[OSError] = []
         # os.path, as Path.is_dir raises on names that the system refuses.
-        inside = audio_files(path, errors.append) if os.path.isdir(path) else []
+        inside = audio_files(path, errors.append) if os.path.isdir(path) and path != STDIN else []
         for error in errors:
             failed(error)
         files += inside or ([] if errors else [path])
@@ -93,10 +107,16 @@ def tag_files(
             free.put(own)
 
     def tags_of(own: Tagger, i: int) -> Iterator[Tags]:
-        if os.path.isdir(paths[i]):
+        if os.path.isdir(paths[i]) and paths[i] != STDIN:
             raise AudioError(str(paths[i]), f"no audio in this folder ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        length_s = duration_s(paths[i])  # for the progress bar
-        for tags in tag_file(StreamingTagger(own, window_s, hop_s, gain_db), paths[i]):
+        source: Path | BinaryIO = paths[i]
+        if paths[i] == STDIN:
+            if sys.stdin is None:
+                raise AudioError(str(STDIN), "stdin is closed: pipe a file into it")
+            source = sys.stdin.buffer
+        # For the progress bar. What can be read once only is not read for its length.
+        length_s = math.inf if is_pipe(paths[i]) else duration_s(paths[i])
+        for tags in tag_file(StreamingTagger(own, window_s, hop_s, gain_db), source):
             shares[i] = min(1.0, tags.end_s / length_s)
             yield tags
             if stopped.is_set():  # nobody will read the result

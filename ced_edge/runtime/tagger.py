@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -175,7 +176,7 @@ class StreamingTagger:
         another one. `name` is for notices.
         """
         self._at = at
-        self._intake = Intake(self.tagger.rate_hz, name)
+        self._intake = Intake(self.tagger.rate_hz, name, at / self.tagger.rate_hz)
         self._mels = StreamMel(self.tagger.bundle.spec.frontend)
         self._next = 0
 
@@ -230,25 +231,25 @@ def tag_stream(stream: StreamingTagger, pieces: Iterable[tuple[ArrayLike, int | 
         yield stream.pop()
 
 
-def tag_file(stream: StreamingTagger, path: Path) -> Iterator[Tags]:
-    """The predictions for an audio file, in windows of `stream`. Every error names the file.
+def tag_file(stream: StreamingTagger, source: Path | BinaryIO) -> Iterator[Tags]:
+    """The predictions for an audio file or an open one, in windows of `stream`. Every error names it.
 
     Raises AudioError when it holds no usable audio, and CedEdgeError when the model fails.
     """
-    empty = True
-    stream.reset(name=str(path))
+    empty, name = True, str(source if isinstance(source, Path) else getattr(source, "name", "the stream"))
+    stream.reset(name=name)
     try:
-        for tags in tag_stream(stream, read_pieces(path)):
+        for tags in tag_stream(stream, read_pieces(source)):
             empty = False
             yield tags
     except AudioError:
         raise
     except InputError as e:  # such as a NaN in its samples
-        raise AudioError(str(path), str(e)) from e
+        raise AudioError(name, str(e)) from e
     except CedEdgeError as e:
-        raise CedEdgeError(f"{path}: {e}") from e
+        raise CedEdgeError(f"{name}: {e}") from e
     if empty:  # of one sample at 48 kHz, for example, resampling leaves none
-        raise AudioError(str(path), f"too short: no sample is left at {stream.tagger.rate_hz} Hz")
+        raise AudioError(name, f"too short: no sample is left at {stream.tagger.rate_hz} Hz")
 
 
 def mean_probs(tags: Sequence[Tags]) -> Float32:
