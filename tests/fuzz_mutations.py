@@ -280,7 +280,7 @@ def _ogg(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
         page = out[at : at + 27 + len(sizes) + sum(sizes)]
         if len(page) >= 27:
             page[22:26] = bytes(4)
-            out[at + 22 : at + 26] = _ogg_crc(bytes(page)).to_bytes(4, "little")
+            out[at + 22 : at + 26] = ogg_crc(bytes(page)).to_bytes(4, "little")
     return bytes(out)
 
 
@@ -295,7 +295,7 @@ def _crc_table() -> list[int]:
     return table
 
 
-def _ogg_crc(page: bytes) -> int:
+def ogg_crc(page: bytes) -> int:
     crc, table = 0, _crc_table()
     for byte in page:
         crc = (crc << 8 & 0xFFFFFFFF) ^ table[crc >> 24 ^ byte]

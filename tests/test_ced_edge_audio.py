@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import pickle
+import re
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from fuzz_mutations import ogg_crc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -178,3 +180,26 @@ def test_the_device_side_imports_nothing_heavy() -> None:
     repository = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_vorbis_with_a_damaged_table(tmp_path: Path) -> None:
+    """A seek of libsndfile in such a file is a segmentation fault: the child process must end by itself."""
+    path = tmp_path / "a.ogg"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(24_000), 16_000, "VORBIS", format="OGG")
+    data = path.read_bytes()
+    second, third = [m.start() for m in re.finditer(b"OggS", data)][1:3]
+    for i in range(10):  # the second page holds the tables; its checksum is made to fit
+        page = bytearray(data[second:third])
+        page[-200 - 100 * i] ^= 0xFF
+        page[22:26] = bytes(4)
+        page[22:26] = ogg_crc(bytes(page)).to_bytes(4, "little")
+        (tmp_path / f"{i}.ogg").write_bytes(data[:second] + page + data[third:])
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ced_edge.audio import read\n"
+        "for i in range(10):\n    for f in (read.duration_s, lambda path: read.load(path, 16_000, 0.5)):\n"
+        "        try:\n            f(Path(sys.argv[1]) / f'{i}.ogg')\n"
+        "        except read.AudioError:\n            print('refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    assert "refused" in done.stdout

@@ -46,6 +46,13 @@ class Sound:
         """Open the first sound. Raises soundfile.SoundFileError or TypeError on an unknown format."""
         self._name, self._source, self._inside = name, source, inside
         f = self._open(inside[0])
+        # Positions are sure only in one sound whose length is known.
+        self._can_seek = len(inside) == 1 and not inside[0].forward
+        if f.subtype == "VORBIS":
+            # Where no sample of a damaged file can be decoded, a seek ends the process with a segmentation fault.
+            with quiet_c(), f:
+                self._can_seek = self._can_seek and len(f.read(1)) == 1
+            f = self._open(inside[0])
         self._unused: soundfile.SoundFile | None = f  # serves the first reader: opening it again would take time
         self.rate_hz, self._channels = int(f.samplerate), int(f.channels)
         self._frames = min(int(f.frames), inside[0].frames or _UNKNOWN_FRAMES)
@@ -53,7 +60,7 @@ class Sound:
     def seconds(self) -> float:
         """Length in seconds: that of the header if its last sample can be decoded, else that of the whole sound."""
         only = self._inside[0]
-        if len(self._inside) == 1 and not only.forward and 0 < self._frames < _UNKNOWN_FRAMES:
+        if self._can_seek and 0 < self._frames < _UNKNOWN_FRAMES:
             with contextlib.suppress(soundfile.SoundFileError), self._opened(only) as f, quiet_c():
                 f.seek(self._frames - 1)
                 if len(f.read(2)) == 1:
@@ -66,9 +73,8 @@ class Sound:
         Raises AudioError if there are none.
         """
         none = True
-        only = self._inside[0]
-        # Positions are sure only in one sound whose length is known. Else all that is in front is decoded.
-        sought = 0 < start < self._frames and len(self._inside) == 1 and not only.forward
+        # Without a seek, all that is in front is decoded.
+        sought = 0 < start < self._frames and self._can_seek
         place = start if sought else 0
         for block in self._all(place, notices=True):
             if stop is not None and place >= stop:
