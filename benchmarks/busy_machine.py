@@ -61,7 +61,6 @@ def child(folder: Path, niceness: int) -> None:
 
     from ced_edge.network.ced import CED
     from ced_edge.spec import size
-    from distill import feed
     from distill.devices import has_fast_bf16
     from distill.packing.shards import Pack
     from distill.teaching.store import Store
@@ -70,7 +69,7 @@ def child(folder: Path, niceness: int) -> None:
     from distill.training.losses import bce
     from distill.training.optimizers import make_optimizers
 
-    feed.RENDERER_NICENESS = niceness
+    batches.RENDERER_NICENESS = niceness
     packed, store = Pack.open(folder / "pack"), Store.open(folder / "store")
     loader = batches.loader(batches.TrainingData(packed, store, store.recipe, BATCH, RATE_HZ))
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import feeding
 import numpy as np
 import torch
 from memory import peak_of
@@ -81,11 +82,13 @@ class Settings:
     """Length of the clips for the memory measurement."""
     clips_per_shard: int = 512
     """For the memory measurement. For speed a shard is one batch, so that every turn reads and decodes its share."""
+    feeding_seconds: float = 3.0
+    """Processor time for each figure of the parts of a view."""
 
     @classmethod
     def quick(cls) -> Settings:
         """Sizes for a minute or two. The figures mean nothing."""
-        return cls("tiny", 8, 2.0, 2, 2, os.cpu_count() or 1, 32, 16, 2.0, 8)
+        return cls("tiny", 8, 2.0, 2, 2, os.cpu_count() or 1, 32, 16, 2.0, 8, 0.1)
 
 
 class Clock:
@@ -287,6 +290,12 @@ def summary(turns: list[dict[str, float]], pairs: dict[str, tuple[str, str]]) ->
     return {"clips_per_s": rates, "ratios": ratios, "turns": turns}
 
 
+def feeding_speed(bench: Bench) -> dict[str, Any]:
+    """Views per second and core, and a stand-in for a GPU."""
+    s = bench.s
+    return feeding.measure(bench.audio(4 * s.clips, s.seconds), bench.folder, s.seconds, s.feeding_seconds)
+
+
 def memory(bench: Bench) -> dict[str, Any]:
     """Peak memory of each subcommand with all its processes, for N clips and for 10 N clips."""
     return {str(n): dict(_stages(bench, n)) for n in (bench.s.memory_clips, 10 * bench.s.memory_clips)}
@@ -328,6 +337,8 @@ def show(result: dict[str, Any]) -> None:
                 click.echo(f"  {name:44} {value:10.1f} clips/s")
             for name, value in result[part]["ratios"].items():
                 click.echo(f"  {name:44} {value:10.3f}")
+    if "feeding" in result:
+        feeding.show(result["feeding"])
     if "memory" in result:
         click.echo("\npeak memory of all processes, MB (resident; proportional, which counts shared pages once)")
         counts = list(result["memory"])
@@ -350,7 +361,9 @@ def machine() -> dict[str, Any]:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Small sizes, to test that it runs. The figures mean nothing.")
-@click.option("--only", type=click.Choice(["training", "teaching", "memory"]), multiple=True, help="Parts; repeat.")
+@click.option(
+    "--only", type=click.Choice(["training", "teaching", "feeding", "memory"]), multiple=True, help="Parts; repeat."
+)
 @click.option("--teacher", multiple=True, metavar="NAME=PATH", help="Repeat.  [default: an mn04 with random weights]")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Folder for the temporary files.")
 @click.option("--json", "as_json", is_flag=True)
@@ -360,7 +373,7 @@ def main(
     """Measure and print."""
     given = {k: v for k, v in sizes.items() if v is not None}
     s = dataclasses.replace(Settings.quick() if quick else Settings(), **given)
-    parts = {"training": training_speed, "teaching": teaching_speed, "memory": memory}
+    parts = {"training": training_speed, "teaching": teaching_speed, "feeding": feeding_speed, "memory": memory}
     result: dict[str, Any] = {"machine": machine(), "settings": dataclasses.asdict(s)}
     with tempfile.TemporaryDirectory(dir=work, prefix="distill-speed-") as folder:
         bench = Bench(s, Path(folder), parse_teachers(teacher) if teacher else [])

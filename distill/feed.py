@@ -16,22 +16,17 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ced_edge.errors import CedEdgeError
 
-RENDERER_NICENESS = 10
-"""Of the processes that render views beside a training on the CPU. At 0, a training thread would have to share its
-core with a renderer, and all its other threads would wait for it. At 19, the lowest priority, any other background work
-of the machine would take the renderers' share, and the training would wait for batches."""
-
 Item = TypeVar("Item")
 
 
 def feed(
-    source: IterableDataset[Item], workers: int, device: str, ahead: int, mend: str
+    source: IterableDataset[Item], workers: int, ahead: int, mend: str, pinned: bool = False, niceness: int = 0
 ) -> Generator[Item, None, None]:
     """The items of `source`, made by `workers` processes (0: by this one) and taken from each of them in turn.
 
-    Each process holds at most `ahead` finished items. For a GPU, `device` is `cuda`: tensors then arrive in pinned
-    memory, which the GPU copies while it computes. Closing the generator ends the processes. Raises what `source`
-    raises, and CedEdgeError with `mend`, what the user can do, when a process dies.
+    Each process holds at most `ahead` finished items. `pinned` puts tensors into memory that a CUDA GPU copies while it
+    computes. `niceness` is that of the processes. Closing the generator ends them. Raises what `source` raises, and
+    CedEdgeError with `mend`, what the user can do, when a process dies.
     """
     with warnings.catch_warnings():
         # torch counts the cores by OMP_NUM_THREADS, which torchrun sets to 1.
@@ -41,8 +36,8 @@ def feed(
             batch_size=None,
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
-            pin_memory=device == "cuda" and torch.cuda.is_available(),
-            worker_init_fn=partial(_start_process, device),
+            pin_memory=pinned and torch.cuda.is_available(),
+            worker_init_fn=partial(_start_process, niceness),
         )
         return _raised(iter(loaded), mend)
 
@@ -115,10 +110,9 @@ class _Deaths:
         )
 
 
-def _start_process(device: str, _worker: int) -> None:
+def _start_process(niceness: int, _worker: int) -> None:
     torch.set_num_threads(1)
-    if device == "cpu":
-        os.nice(RENDERER_NICENESS)
+    os.nice(niceness)
     # Ctrl-C in a terminal and torchrun's SIGTERM reach the whole process group. Only the parent should react: it
     # finishes its step and saves, and needs batches until then. So a worker leaves the group.
     os.setpgid(0, 0)

@@ -6,6 +6,7 @@ samples (consistent teaching, arXiv 2308.11957).
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
@@ -33,8 +34,10 @@ Progress = Callable[[int], None]
 
 RENDERED_AHEAD = 2
 """Batches that each rendering process may have ready for a GPU."""
-STARTED_AHEAD = 3
-"""Batches that a GPU may have to do while the predictions of earlier ones are stored."""
+STARTED_AHEAD = 2
+"""Batches that a GPU may have to do. Their samples are in its memory."""
+KEPT_AHEAD = 16
+"""Batches whose predictions may wait to be stored: a slow disk can take half a second to write a file."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +66,25 @@ class Prediction:
     """The ensemble's probabilities of some views, while a GPU may still compute them."""
 
     def __init__(self, views: Views, probs: Tensor) -> None:
-        self.views = views
-        # On a GPU the copy only begins here, and `numpy` waits for its end. Other devices wait here.
+        self.shard, self.epoch, self.ids = views.shard, views.epoch, views.ids
+        # On a GPU the copy only begins here, and `wait` waits for its end. Other devices wait here.
         self._event = torch.cuda.Event() if probs.is_cuda else None  # type: ignore[no-untyped-call]
         self._probs = probs.to("cpu", non_blocking=probs.is_cuda)
         if self._event is not None:
             self._event.record()
 
-    def numpy(self) -> Float32:
-        """(B, 527). Raises CedEdgeError when one is NaN."""
+    def wait(self) -> None:
+        """Until the probabilities are computed."""
         if self._event is not None:
             self._event.synchronize()
+
+    def numpy(self) -> Float32:
+        """(B, 527). Raises CedEdgeError when one is NaN."""
+        self.wait()
         probs: Float32 = self._probs.numpy()
         if not np.isfinite(probs).all():
-            clip = self.views.ids[int((~np.isfinite(probs)).any(axis=1).argmax())]
-            raise CedEdgeError(
-                f"the teachers predict NaN for clip {clip} of {self.views.shard.name}: check their files"
-            )
+            clip = self.ids[int((~np.isfinite(probs)).any(axis=1).argmax())]
+            raise CedEdgeError(f"the teachers predict NaN for clip {clip} of {self.shard.name}: check their files")
         return probs
 
 
@@ -115,7 +120,7 @@ class TeachWorker:
 
         The predictions of one unit must come in order. Raises CedEdgeError when one is NaN.
         """
-        shard, epoch = prediction.views.shard, prediction.views.epoch
+        shard, epoch = prediction.shard, prediction.epoch
         rows = self._rows.setdefault((shard.name, epoch), [])
         rows.append(TopK.top_k(prediction.numpy(), self.job.store.k))
         if sum(len(part.tail) for part in rows) < shard.clips:
@@ -183,11 +188,21 @@ def teach_from_feed(worker: TeachWorker, todo: list[Unit], renderers: int, repor
     """
     renderings = Renderings(worker.renderer, todo)
     mend = "use fewer --workers, and run again to go on"
-    views = feed(renderings, renderers, worker.ensemble.device.type, RENDERED_AHEAD, mend)
+    views = feed(renderings, renderers, RENDERED_AHEAD, mend, pinned=worker.ensemble.device.type == "cuda")
     with contextlib.closing(views), ThreadPoolExecutor(1) as keeper:
-        for clips in in_order(keeper, worker.keep, map(worker.start, views), ahead=STARTED_AHEAD):
+        for clips in in_order(keeper, worker.keep, _started(worker, views), ahead=KEPT_AHEAD):
             if clips:
                 report(clips)
+
+
+def _started(worker: TeachWorker, views: Iterator[Views]) -> Iterator[Prediction]:
+    """Predictions in order. The GPU computes STARTED_AHEAD of them while this process does other work."""
+    running: collections.deque[Prediction] = collections.deque()
+    for some in views:
+        running.append(worker.start(some))
+        yield running[-1]
+        if len(running) > STARTED_AHEAD:
+            running.popleft().wait()
 
 
 def _open(pack: Pack, store: Store) -> None:

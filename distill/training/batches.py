@@ -25,6 +25,11 @@ from distill.training.disturb import Chances, disturb, draw_disturbance
 AHEAD = 8
 """Batches that each process may have ready."""
 
+RENDERER_NICENESS = 10
+"""Of the processes that render views beside a training on the CPU. At 0, a training thread would have to share its
+core with a renderer, and all its other threads would wait for it. At 19, the lowest priority, any other background work
+of the machine would take the renderers' share, and the training would wait for batches."""
+
 
 class Batch(NamedTuple):
     """B views of equal length and the ensemble's predictions for them."""
@@ -151,7 +156,8 @@ def loader(
     number of readers, and CedEdgeError when one of the processes dies.
     """
     batches_per_pass(data.pack, data.batch, data.world * max(1, workers))  # raises before a process is started
-    return feed(views(data, first), workers, device, AHEAD, "try --workers 0; the last checkpoint is kept")
+    mend, niceness = "try --workers 0; the last checkpoint is kept", RENDERER_NICENESS if device == "cpu" else 0
+    return feed(views(data, first), workers, AHEAD, mend, pinned=device == "cuda", niceness=niceness)
 
 
 def _plan(data: TrainingData, pass_number: int) -> NDArray[np.int64]:
