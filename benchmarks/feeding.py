@@ -23,8 +23,9 @@ from ced_edge.audio.clips import read_manifest
 from ced_edge.spec import N_CLASSES
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import LoadedShard, Pack, ShardReader, read_shard
+from distill.teaching.rendering import Views
 from distill.teaching.store import Store
-from distill.teaching.teach import Job, TeachWorker, teach_from_feed, units
+from distill.teaching.teach import Job, Prediction, TeachWorker, teach_from_feed, units
 from distill.teaching.views import ViewRecipe, draw, render
 
 SHARES = (0.5, 0.9)
@@ -35,50 +36,72 @@ PACK_HZ = 32_000
 """A pack for teachers of 32 kHz. The student's views are resampled from it."""
 
 
-class StandIn:
-    """In place of an ensemble on a GPU: it predicts at a fixed rate, and sleeps in the meantime."""
+class StandIn(TeachWorker):
+    """Teachers on a GPU that does its batches one after another, at a fixed rate, while this process goes on."""
+
+    def __init__(self, job: Job, views_per_s: float) -> None:
+        """`views_per_s` 0 stands for a GPU that takes no time."""
+        self.views_per_s = views_per_s
+        self.first_s: float | None = None
+        self.free_at = self.idle_s = 0.0
+        self.views = 0
+        super().__init__(job, NoTeachers())  # type: ignore[arg-type]
+
+    def start(self, views: Views) -> Prediction:
+        now = time.perf_counter()
+        if self.first_s is None:
+            self.first_s = self.free_at = now  # what comes before the first batch is the start of the processes
+        self.views += len(views.ids)
+        self.idle_s += max(0.0, now - self.free_at)
+        self.free_at = max(self.free_at, now) + (len(views.ids) / self.views_per_s if self.views_per_s else 0.0)
+        return Due(views, PROBS[: len(views.ids)], self.free_at)
+
+
+class Due(Prediction):
+    """A prediction that is there at a certain time."""
+
+    def __init__(self, views: Views, probs: Tensor, at: float) -> None:
+        super().__init__(views, probs)
+        self.at = at
+
+    def wait(self) -> None:
+        time.sleep(max(0.0, self.at - time.perf_counter()))
+
+
+class NoTeachers:
+    """What a `TeachWorker` wants to know of its teachers."""
 
     device = torch.device("cpu")
 
-    def __init__(self, views_per_s: float) -> None:
-        """`views_per_s` 0 stands for a GPU that takes no time."""
-        self.views_per_s = views_per_s
-        self.busy_s = 0.0
-        rng = np.random.default_rng(0)
-        self._probs = torch.from_numpy(rng.uniform(0, 1, (4_096, N_CLASSES)).astype(np.float32) ** 8)
-
     def describe(self) -> list[dict[str, Any]]:
-        return [{"name": "stand-in"}]
-
-    def __call__(self, wave: Tensor) -> Tensor:
-        if self.views_per_s:
-            self.busy_s += len(wave) / self.views_per_s
-            time.sleep(len(wave) / self.views_per_s)
-        return self._probs[: len(wave)]
+        return DESCRIBED
 
 
-def fed_rate(pack: Pack, recipe: ViewRecipe, folder: Path, renderers: int, stand_in: StandIn) -> float:
-    """Views per second that a stand-in got, from its first finished unit to its last one."""
-    out = folder / "fed"
-    store = Store(out, recipe, stand_in.describe(), 20, pack.hash)
-    job = Job(pack, store, ())
+DESCRIBED: list[dict[str, Any]] = [{"name": "stand-in"}]
+PROBS = torch.rand(1_024, N_CLASSES, generator=torch.Generator().manual_seed(0)) ** 8
+
+
+def run_stand_in(pack: Pack, recipe: ViewRecipe, folder: Path, renderers: int, views_per_s: float) -> StandIn:
+    """Fill a store by a stand-in of this rate, and return it with its figures."""
+    store = Store(folder / "fed", recipe, DESCRIBED, 20, pack.hash)
     store.create()
-    done: list[tuple[float, int]] = []
-    worker = TeachWorker(job, stand_in)  # type: ignore[arg-type]
-    teach_from_feed(worker, units(job), renderers, lambda n: done.append((time.perf_counter(), n)))
-    shutil.rmtree(out)
-    # From the first unit of the last process on, all of them work.
-    first = min(renderers, len(done) - 2)
-    return sum(n for _, n in done[first + 1 :]) / (done[-1][0] - done[first][0])
+    stand_in = StandIn(Job(pack, store, ()), views_per_s)
+    teach_from_feed(stand_in, units(stand_in.job), renderers, lambda _: None)
+    shutil.rmtree(store.path)
+    return stand_in
 
 
 def kept_busy(pack: Pack, recipe: ViewRecipe, folder: Path, renderers: int) -> dict[str, Any]:
     """What so many renderers deliver, and the share of its rate that a stand-in reached at several rates below it."""
-    most = fed_rate(pack, recipe, folder, renderers, StandIn(0.0))
-    reached = {f"{share:g}": fed_rate(pack, recipe, folder, renderers, StandIn(share * most)) for share in SHARES}
-    again = fed_rate(pack, recipe, folder, renderers, StandIn(0.0))
-    shares = {share: rate / (float(share) * most) for share, rate in reached.items()}
-    return {"renderers": renderers, "views_per_s": most, "views_per_s_again": again, "share_of_its_rate": shares}
+
+    def most() -> float:
+        endless = run_stand_in(pack, recipe, folder, renderers, 0.0)
+        return endless.views / (endless.free_at - (endless.first_s or 0.0))
+
+    before = most()
+    stand_ins = {f"{share:g}": run_stand_in(pack, recipe, folder, renderers, share * before) for share in SHARES}
+    shares = {share: 1.0 - s.idle_s / (s.free_at - (s.first_s or 0.0)) for share, s in stand_ins.items()}
+    return {"renderers": renderers, "views_per_s": before, "views_per_s_again": most(), "share_of_its_rate": shares}
 
 
 def per_core(work: Callable[[], int], least_s: float) -> float:

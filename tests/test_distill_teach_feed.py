@@ -93,7 +93,7 @@ def test_every_unit_is_rendered_by_one_process(
     for number in range(workers):
         info = type("Info", (), {"id": number, "num_workers": workers})
         monkeypatch.setattr(rendering, "get_worker_info", lambda info=info: info)
-        monkeypatch.setattr(Renderer, "batches", lambda self, unit: iter([unit]))
+        monkeypatch.setattr(Renderer, "batches", lambda self, loaded, epoch: iter([(loaded.shard, epoch)]))
         done.append(list(Renderings(Renderer(packed, RECIPE, 1.0), todo)))
     assert sorted((s.name, e) for part in done for s, e in part) == sorted((s.name, e) for s, e in todo)
     # No process is without work while another one has two shards.
@@ -101,10 +101,10 @@ def test_every_unit_is_rendered_by_one_process(
 
 
 def test_a_batch_has_the_seconds_that_it_should(packed: Pack) -> None:
-    unit = (packed.shards[0], 0)
-    sizes = [[len(v.ids) for v in Renderer(packed, RECIPE, seconds).batches(unit)] for seconds in (0.1, 1.0, 9.0)]
-    assert sizes == [[1] * 6, [2] * 3, [6]]
-    ids = [name for views in Renderer(packed, RECIPE, 1.0).batches(unit) for name in views.ids]
+    renderers = [Renderer(packed, RECIPE, seconds) for seconds in (0.1, 1.0, 9.0)]
+    batches = [list(renderer.batches(renderer.load(packed.shards[0]), 0)) for renderer in renderers]
+    assert [[len(views.ids) for views in some] for some in batches] == [[1] * 6, [2] * 3, [6]]
+    ids = [name for views in batches[1] for name in views.ids]
     assert ids == [clip.id for clip in read_shard(packed, packed.shards[0])]
 
 

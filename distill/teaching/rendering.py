@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ced_edge.arrays import Float32
-from distill.packing.shards import INT16_SCALE, Pack, Shard, ShardReader
+from distill.packing.shards import INT16_SCALE, LoadedShard, Pack, Shard, ShardReader
+from distill.processes import in_order
 from distill.teaching.store import CLEAN_EPOCH
 from distill.teaching.views import ViewRecipe, draw, render
 
@@ -44,11 +46,13 @@ class Renderer:
     def __post_init__(self) -> None:
         self._shards = ShardReader(self.pack)
 
-    def batches(self, unit: Unit) -> Iterator[Views]:
-        """All views of a unit, in the order of its clips. Raises InputError for a damaged shard."""
-        shard, epoch = unit
-        loaded = self._shards.load(shard)
-        ids, rate_hz = loaded.ids, self.pack.rate_hz
+    def load(self, shard: Shard) -> LoadedShard:
+        """Read and decode a shard. Raises InputError when it is damaged."""
+        return self._shards.load(shard)
+
+    def batches(self, loaded: LoadedShard, epoch: int) -> Iterator[Views]:
+        """All views of an epoch, in the order of the shard's clips."""
+        shard, ids, rate_hz = loaded.shard, loaded.ids, self.pack.rate_hz
         if epoch == CLEAN_EPOCH:
             # Whole clips differ in length. One at a time, so that no prediction depends on a neighbour's padding.
             for name, wave in zip(ids, loaded.waves, strict=True):
@@ -76,9 +80,13 @@ class Renderings(IterableDataset[Views]):
     def __iter__(self) -> Iterator[Views]:
         info = get_worker_info()
         number, workers = (info.id, info.num_workers) if info else (0, 1)
-        for units in self._parts(workers)[number::workers]:
-            for unit in units:
-                yield from self.renderer.batches(unit)
+        parts = self._parts(workers)[number::workers]
+        # Decoding a shard takes seconds. The next one is decoded while this one is rendered, or the GPU would wait.
+        with ThreadPoolExecutor(1) as decoder:
+            shards = in_order(decoder, self.renderer.load, (units[0][0] for units in parts), ahead=2)
+            for units, loaded in zip(parts, shards, strict=True):
+                for _, epoch in units:
+                    yield from self.renderer.batches(loaded, epoch)
 
     def _parts(self, workers: int) -> list[list[Unit]]:
         """One part per shard; with fewer shards than processes, a shard's epochs are spread over several parts."""

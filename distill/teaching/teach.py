@@ -32,8 +32,8 @@ from distill.teaching.store import CLEAN_EPOCH, Store, TopK
 
 Progress = Callable[[int], None]
 
-RENDERED_AHEAD = 2
-"""Batches that each rendering process may have ready for a GPU."""
+RENDERED_BYTES = 1 << 26
+"""Samples that each rendering process may have ready for a GPU, but at least 2 batches and at most 16."""
 STARTED_AHEAD = 2
 """Batches that a GPU may have to do. Their samples are in its memory."""
 KEPT_AHEAD = 16
@@ -107,7 +107,8 @@ class TeachWorker:
 
         Raises CedEdgeError when a prediction is NaN.
         """
-        return sum(self.keep(self.start(views)) for views in self.renderer.batches(unit))
+        shard, epoch = unit
+        return sum(self.keep(self.start(views)) for views in self.renderer.batches(self.renderer.load(shard), epoch))
 
     def start(self, views: Views) -> Prediction:
         """Let the teachers predict some views."""
@@ -188,7 +189,9 @@ def teach_from_feed(worker: TeachWorker, todo: list[Unit], renderers: int, repor
     """
     renderings = Renderings(worker.renderer, todo)
     mend = "use fewer --workers, and run again to go on"
-    views = feed(renderings, renderers, RENDERED_AHEAD, mend, pinned=worker.ensemble.device.type == "cuda")
+    batch_bytes = 4 * worker.renderer.seconds * worker.renderer.pack.rate_hz
+    ahead = min(16, max(2, int(RENDERED_BYTES / batch_bytes)))
+    views = feed(renderings, renderers, ahead, mend, pinned=worker.ensemble.device.type == "cuda")
     with contextlib.closing(views), ThreadPoolExecutor(1) as keeper:
         for clips in in_order(keeper, worker.keep, _started(worker, views), ahead=KEPT_AHEAD):
             if clips:
