@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
+import io
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -80,10 +81,15 @@ def make_media(forms: Sequence[tuple[str, str]], folder: Path) -> list[Path]:
     return paths
 
 
+class Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
 def read_sound(path: Path) -> None:
     from ced_edge.audio.clips import Clip, load_clip
     from ced_edge.audio.intake import Intake
-    from ced_edge.audio.read import duration_s, stream
+    from ced_edge.audio.read import decode, duration_s, stream
 
     duration_s(path)
     intake = Intake(16_000)
@@ -93,6 +99,7 @@ def read_sound(path: Path) -> None:
     intake.finish()
     load_clip(Clip("a", path), 16_000)
     load_clip(Clip("b", path, start_s=0.1, stop_s=0.2), 16_000)
+    decode(Pipe(path.read_bytes()))
 
 
 # Lists, packs and stores ----------------------------------------------------------------------------------------------

@@ -117,6 +117,17 @@ def test_wav_headers(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
     check(path, PCM[:, None] / np.float32(32_768))
 
 
+@pytest.mark.parametrize("subtype", sorted(soundfile.available_subtypes("WAV")))
+def test_good_wav_files_of_every_codec(tmp_path: Path, subtype: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.wav"
+    try:
+        path.write_bytes(encoded(NOISE[:8_000], "WAV", subtype, 8_000))
+    except soundfile.SoundFileError as e:
+        pytest.skip(str(e))
+    np.testing.assert_array_equal(decode(path)[0], own(path.read_bytes()))
+    assert caplog.messages == []
+
+
 def test_a_wav_that_was_cut_in_the_middle_of_a_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.wav").write_bytes(wav([FMT, (b"data", DATA, None)])[: 44 + 60_001])
     check(tmp_path / "a.wav", PCM[:30_000, None] / np.float32(32_768))

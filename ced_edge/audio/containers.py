@@ -82,6 +82,8 @@ MAX_SOUNDS = 1 << 16
 """Most chunks or links of one file. More means that the file is damaged or hostile."""
 _TOO_MANY = f"it has more than {MAX_SOUNDS} parts"
 _WAV_IDS = (b"RIFF", b"RF64", b"BW64")
+_PER_SAMPLE_TAGS = (1, 3, 6, 7, 0xFFFE)
+"""Formats of WAV files in which a frame is one sample per channel: PCM, float, A-law, mu-law, and what extends them."""
 _MPEG_TAGS = (0x50, 0x55)  # MPEG layers 1 and 2, and layer 3, as a format of WAV
 _OPEN_SIZE = 0x7FFF_0000  # a program that writes to a pipe leaves a larger size than this, or 0
 _SCANNED = 1 << 16  # bytes in which MPEG audio may begin
@@ -137,7 +139,7 @@ def _wav(f: BinaryIO, size: int) -> list[Inside]:
     if wav.tag in _MPEG_TAGS and spans:
         joined = Spliced(f, list(spans))
         return _mpeg(joined, 0, total) or [Inside()]
-    claimed = None if wav.claimed is None else wav.claimed // wav.frame_bytes
+    claimed = None if wav.claimed is None or wav.tag not in _PER_SAMPLE_TAGS else wav.claimed // wav.frame_bytes
     if not spans or wav.is_plain:
         return [Inside(claimed=claimed)]
     # Sizes beyond 4 GiB do not fit the header: libsndfile then reads to the end of the file.
