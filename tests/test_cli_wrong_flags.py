@@ -36,7 +36,7 @@ WRONG: list[tuple[str, str]] = [
     ("pack x --out y --clips-per-shard 0", RANGE),
     ("pack x --out y --workers many", "'many' is not a valid integer"),
     ("teachers --sha256 0", "--sha256 has no effect without --fetch"),
-    ("teach --pack p --out s", "no teacher"),
+    ("teach --pack p --out s", "run `ced-edge teachers --fetch mn04_as` and `ced-edge teachers --fetch yamnet_"),
     ("teach --pack p --out s -k 528", RANGE),
     ("teach --pack p --out s --workers 0", RANGE),
     ("teach --pack p --out s --device abacus", "unknown device 'abacus': choose cpu or cuda"),

@@ -54,12 +54,22 @@ def parse_teachers(options: Sequence[str], toml: Path | None = None) -> list[Tea
     if toml is not None:
         specs += _toml_teachers(toml)
     if not specs:
-        raise InputError("no teacher: give --teacher name=path, once or more, or --teachers file.toml")
+        raise InputError(f"no teacher: give --teacher name=path, once or more, or --teachers file.toml; {suggestion()}")
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"two teachers are named {name}: write --teacher other-name=path")
     return specs
+
+
+def suggestion() -> str:
+    """How to get two small public teachers, and how to name them on the command line."""
+    from distill.teachers.registry import by_name
+
+    chosen = {"mn04": by_name("mn04_as"), "yamnet": by_name("yamnet_spectra_in")}
+    fetch = " and ".join(f"`ced-edge teachers --fetch {teacher.name}`" for teacher in chosen.values())
+    flags = " ".join(f"--teacher {name}=teachers/{teacher.file}" for name, teacher in chosen.items())
+    return f"for two small public ones, run {fetch}, and add {flags} (`ced-edge teachers` lists all)"
 
 
 def _parse_option(option: str) -> TeacherSpec:
