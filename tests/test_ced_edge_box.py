@@ -14,10 +14,14 @@ from conftest import Call
 
 from ced_edge import Tagger
 from ced_edge.arrays import Float32
+from ced_edge.audio.clips import read_manifest
 from ced_edge.files import sha256_file
 from ced_edge.network.ced import predict
 from ced_edge.network.checkpoint import load_model
 from ced_edge.proof.bounds import DEFAULTS
+from ced_edge.proof.check import check
+from ced_edge.proof.reference import read_reference
+from ced_edge.proof.targets import targets
 from ced_edge.runtime.bundle import FORMATS, PACKAGED, read_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,3 +91,15 @@ def test_tag_works_right_after_installation(call: Call, tmp_path: Path, monkeypa
     # A run of the user's own comes first.
     shutil.copytree(PACKAGED, "runs/mine/bundle")
     assert call("tag", "noise.wav")[1:] == (out, "ced-edge: using the bundle runs/mine/bundle\n")
+
+
+def test_it_is_held_to_the_reference_of_the_student(shared: Path) -> None:
+    """`ced-edge check` on the dev clips of ESC-10, with the bounds that users get."""
+    clips = read_manifest(shared / "audio" / "esc10.csv", "dev")
+    reference = read_reference(STUDENT.parent)
+    assert reference.weights_hash == sha256_file(STUDENT)
+    results = check(targets(read_bundle(PACKAGED)), reference, clips, DEFAULTS, rounds=1, repeats=1)
+    assert {Path(r.file).name for r in results} == {"tiny-int8.onnx", "tiny-int8.tflite"}
+    for r in results:
+        assert r.broken == ()
+        assert r.mean_ap > 0.93
