@@ -211,11 +211,14 @@ class NamedPipe:
         self._path = path
         self._pipe: IO[bytes] | None = None
 
-    def read(self, most: int) -> bytes | None:
-        """As `read` of an open pipe."""
+    def read(self, most: int) -> bytes:
+        """As `read` of an open pipe. At its end it is closed."""
         if self._pipe is None:
             self._pipe = self._path.open("rb", buffering=0)
-        return self._pipe.read(most)
+        data = b"" if self._pipe.closed else self._pipe.read(most)
+        if not data:
+            self._pipe.close()
+        return data
 
 
 class PcmSource(PieceQueue):
