@@ -119,12 +119,13 @@ def decode(source: Path | BinaryIO) -> tuple[Float32, int]:
         return _joined(list(sound.blocks())), sound.rate_hz
 
 
-def load(source: Path | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: float | None = None) -> Float32:
+def load(source: Path | str | BinaryIO, rate_hz: int, start_s: float = 0.0, stop_s: float | None = None) -> Float32:
     """File -> (samples,) mono float32 at `rate_hz`, resampled, not clipped.
 
     mix.py has the rules for several channels and for the largest sample. With `start_s` and `stop_s` only that part is
     decoded. `stop_s` may be later than the end. Raises AudioError.
     """
+    source = Path(source) if isinstance(source, str) else source
     name, mono = _name(source), list[Float32]()
     mixer: Mixer | None = None
     with _opened(source) as sound:
