@@ -6,7 +6,7 @@
 set -euo pipefail
 AUDIO=$(realpath "${AUDIO:?a folder of audio}") TEACHERS=$(realpath "${TEACHERS:?a folder of teachers}")
 WORK=$(realpath -m "${WORK:-runs/student}")
-HOURS=${HOURS:-2} WORKERS=${WORKERS:-2} PYTHON=${PYTHON:-.venv/bin/python}
+CONFIG=$(realpath "${CONFIG:-$(dirname "$0")/student.toml}") HOURS=${HOURS:-2} WORKERS=${WORKERS:-2} PYTHON=${PYTHON:-.venv/bin/python}
 here=$(realpath "$(dirname "$0")/..")
 cd "$here"
 export PYTHONPATH=$here
@@ -27,7 +27,7 @@ done
 finished=
 until [ "$finished" ]; do
   code=0
-  timeout --signal=TERM "${HOURS}h" chrt --idle 0 nice -n 19 "$PYTHON" -m ced_edge train --config runs/student.toml \
+  timeout --signal=TERM "${HOURS}h" chrt --idle 0 nice -n 19 "$PYTHON" -m ced_edge train --config "$CONFIG" \
     --pack "$WORK/pack-train" --store "$WORK/store" --out "$WORK/run" --resume || code=$?
   case $code in
     0) finished=1 ;;
