@@ -151,8 +151,9 @@ class _Places:
             return self._segment(row, tags, *row.segment)
         file = self._root / row.folder / row.name
         if self._loose and not os.path.exists(file):
-            file = self._root / row.folder / _file_name(row.name)
-            if not os.path.exists(file) and (other := self._files().get(Path(row.name).stem)):
+            full = _file_name(row.name)
+            file = self._root / row.folder / full
+            if (full == row.name or not os.path.exists(file)) and (other := self._files().get(Path(full).stem)):
                 self.elsewhere += 1
                 file = other
         return Clip(row.name, file, tags, row.group)
