@@ -150,6 +150,13 @@ def test_hidden_files_and_folders_are_skipped_and_counted(tmp_path: Path, caplog
     assert len(caplog.messages) == 1
 
 
+def test_an_apple_double_file_that_is_named_is_called_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "._a.wav"
+    path.write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(344))
+    with pytest.raises(AudioError, match=r"\._a\.wav: an AppleDouble file of macOS, without audio"):
+        load_clip(Clip("a", path), 16_000)
+
+
 HEADER = "filename,labels,split\n"
 
 

@@ -30,6 +30,10 @@ MAX_PIPE_BYTES = 4 << 30
 """Most bytes that are read from a pipe: they are kept on the disk, because decoders go back and forth in a file."""
 
 
+_APPLE_DOUBLE = b"\0\5\x16\7"
+"""macOS keeps a file's icon and tags in a file `._NAME` beside it, on disks of other systems."""
+
+
 def _name(source: Path | BinaryIO) -> str:
     return str(source) if isinstance(source, Path) else str(getattr(source, "name", "the stream"))
 
@@ -89,6 +93,10 @@ def _opened(source: Path | BinaryIO) -> Iterator[sndfile.Sound | Media]:
                 with contextlib.closing(sound):
                     yield sound
                 return
+            f.seek(0)
+            if f.read(4) == _APPLE_DOUBLE:
+                raise AudioError(name, "an AppleDouble file of macOS, without audio: take the file without `._`")
+            f.seek(0)
             from ced_edge.audio import ffmpeg
 
             suffix = source.suffix if isinstance(source, Path) else ""
