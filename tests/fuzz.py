@@ -23,7 +23,6 @@ import logging
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import tempfile
 import time
@@ -146,25 +145,27 @@ class Reader:
         except EOFError:
             raise RuntimeError(f"{self._kind} cannot make and read its good files") from None
 
-    def read(self, path: Path) -> Outcome | None:
-        """Read one file. None: the process hung and was killed, or it died."""
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def read(self, path: Path) -> Outcome:
+        """Read one file. A process that hangs is killed."""
         self._pipe.send(path)
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, ConnectionError):
             if self._pipe.poll(SECONDS_LIMIT):
                 outcome: Outcome = self._pipe.recv()
                 return outcome
-        self.close()
-        return None
-
-    @property
-    def end(self) -> str:
-        """How the process ended."""
-        code = self._process.exitcode
-        return f"took more than {SECONDS_LIMIT:g} s" if code == -signal.SIGKILL else f"died (exit code {code})"
+            self._process.kill()
+            self._process.join()
+            return Outcome("failure", f"took more than {SECONDS_LIMIT:g} s")
+        self._process.join()
+        return Outcome("failure", f"died (exit code {self._process.exitcode})")
 
     def close(self) -> None:
-        """End the process."""
+        """End the process: without a pipe it ends by itself."""
         self._pipe.close()
+        self._process.join(SECONDS_LIMIT)
         self._process.kill()
         self._process.join()
 
@@ -186,13 +187,13 @@ def fuzz(name: str, kind: Kind, cases: int, seed: int, keep: Path, end: float = 
                 path = reader.paths[i % len(files)]
                 path.write_bytes(mutate(files[path], list(files.values()), rng))
                 began = time.monotonic()
-                done = reader.read(path)
-                outcome = done or Outcome("failure", reader.end)
+                outcome = reader.read(path)
                 count.add(outcome, time.monotonic() - began)
                 if outcome.name == "failure":
-                    _keep(keep, f"{name}@{seed}@{i}@{path.name}", path.read_bytes(), outcome.text)
+                    place = "+".join(path.relative_to(folder).parts)
+                    _keep(keep, f"{name}@{seed}@{i}@{place}", path.read_bytes(), outcome.text)
                 path.write_bytes(files[path])
-                if done is None:
+                if not reader.is_alive:
                     reader.start()
         finally:
             reader.close()
@@ -207,12 +208,12 @@ def _keep(keep: Path, name: str, data: bytes, text: str) -> None:
 
 def repeat(file: Path) -> Outcome:
     """Read a kept file again, in this process."""
-    kind_name, _, _, name = file.name.split("@")
-    kind = KINDS[kind_name]
+    name, _, _, place = file.name.split("@")
     with tempfile.TemporaryDirectory() as folder:
-        path = next(path for path in kind.make(Path(folder)) if path.name == name)
+        path = Path(folder, *place.split("+"))
+        assert path in KINDS[name].make(Path(folder))
         path.write_bytes(file.read_bytes())
-        return read(kind, path)
+        return read(KINDS[name], path)
 
 
 @click.command()
