@@ -37,9 +37,8 @@ arm: .venv/ready $(BUNDLE)  ## predictions of a bundle on emulated ARM; make arm
 
 # The demonstration app. It needs JDK 17, Maven, npm and apt; docs/android.md.
 ANDROID := .venv/android
-# The bundle of the package, where there is one; else one is exported.
-ANDROID_BUNDLE ?= $(or $(patsubst %/bundle.json,%,$(wildcard ced_edge/models/tiny/bundle.json)),$(ANDROID)/bundle)
-android: .venv/ready $(ANDROID_BUNDLE)  ## APKs for three kinds of processors, checked, in .venv/android/apk
+ANDROID_BUNDLE ?= ced_edge/models/tiny
+android: .venv/ready  ## APKs for three kinds of processors, checked, in .venv/android/apk
 	android_demo/build_apk.sh $(ANDROID_BUNDLE) $(ANDROID)/apk
 	STORED=1 android_demo/build_apk.sh $(ANDROID_BUNDLE) $(ANDROID)/apk arm64-v8a
 	$(BIN)/python android_demo/tools/check_apk.py $(ANDROID)/apk/*.apk
@@ -49,9 +48,6 @@ android-test: android  ## the app on the real framework, on the JVM
 
 android-arm: android-test  ## the APK's arm64 library and model, emulated
 	android_demo/tools/arm.sh $(ANDROID)/apk/ced-edge-arm64-v8a.apk
-
-$(ANDROID)/bundle:
-	$(BIN)/ced-edge export students/tiny --int8 --format onnx --out $@
 
 # tflite-runtime has no wheels for Python 3.12 and later.
 INTEROP_PYTHON ?= python3.11

@@ -14,8 +14,7 @@ from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import sha256_file
 from ced_edge.runtime.bundle import read_bundle
 
-SCRIPT = Path(__file__).resolve().parents[1] / "android_demo" / "build_apk.sh"
-FETCH = SCRIPT.parent / "fetch" / "fetch.py"
+DEMO = Path(__file__).resolve().parents[1] / "android_demo"
 ABIS = ("arm64-v8a", "armeabi-v7a", "x86_64")
 """Kinds of processors, the one of almost every phone first."""
 
@@ -32,13 +31,20 @@ class Apk:
     sha256: str
 
 
+def demo_folder() -> Path:
+    """The app's source: beside this package, else in the current folder. Raises InputError where it is in neither."""
+    for folder in (DEMO, Path("android_demo").absolute()):
+        if (folder / "build_apk.sh").is_file():
+            return folder
+    raise InputError("the app's source, android_demo, is not here: run this in the folder of a clone of the repository")
+
+
 def check_build(out: Path) -> None:
     """Raise InputError when this machine cannot build an APK, or `out` is no name for one."""
     if out.suffix != ".apk":
         raise InputError(f"{out}: give the APK a name that ends in .apk")
-    if not SCRIPT.is_file():
-        raise InputError(f"the app's source is missing ({SCRIPT}): run this in a clone of the repository")
-    done = subprocess.run([sys.executable, FETCH, "--missing"], capture_output=True, text=True)
+    fetch = demo_folder() / "fetch" / "fetch.py"
+    done = subprocess.run([sys.executable, fetch, "--missing"], capture_output=True, text=True)
     if done.returncode:
         raise InputError(done.stderr.strip())
     if missing := done.stdout.strip():
@@ -57,8 +63,9 @@ def build_apk(bundle: Path, out: Path, abi: str = ABIS[0]) -> Apk:
     environment = {name: value for name, value in os.environ.items() if name != "STORED"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([SCRIPT, bundle, folder, abi], stdout=sys.stderr, env=environment)
+        script = demo_folder() / "build_apk.sh"
+        done = subprocess.run([script, bundle, folder, abi], stdout=sys.stderr, env=environment)
         if done.returncode:
-            raise CedEdgeError(f"{SCRIPT.name} failed with exit code {done.returncode}; its messages are above")
+            raise CedEdgeError(f"{script.name} failed with exit code {done.returncode}; its messages are above")
         shutil.move(Path(folder) / f"ced-edge-{abi}.apk", out)
     return Apk(out, abi, model, out.stat().st_size, sha256_file(out))

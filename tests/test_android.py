@@ -14,13 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 from tiny_bundle import write_bundle
 
-from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import read_toml, sha256_file
 from export import android
-from export.cli import android as command
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "android_demo"
@@ -164,19 +161,6 @@ def test_a_file_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest
         fetch.main()
 
 
-def test_the_command_refuses_what_it_cannot_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = write_bundle(tmp_path / "bundle").folder
-    with pytest.raises(InputError, match="a name that ends in"):
-        android.build_apk(bundle, tmp_path / "app.zip")
-    with pytest.raises(InputError, match="no such bundle"):
-        android.build_apk(tmp_path / "none", tmp_path / "app.apk")
-    both = CliRunner().invoke(command, ["x", "--bundle", str(bundle), "-o", "app.apk"])
-    assert isinstance(both.exception, InputError)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(InputError, match="apt-get install openjdk-17-jdk-headless maven npm"):
-        android.build_apk(bundle, tmp_path / "app.apk")
-
-
 @pytest.mark.parametrize("javac", ["echo javac 11.0.2", "exit 1"])
 def test_an_old_jdk_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, javac: str) -> None:
     for program in fetch.PROGRAMS:
@@ -225,24 +209,6 @@ def test_both_builds_are_of_one_app() -> None:
     assert re.search(r"^distributionSha256Sum=[0-9a-f]{64}$", properties, re.M)
     # The checksum that gradle.org publishes for this version's wrapper.
     assert sha256_file(wrapper / "gradle-wrapper.jar") == GRADLE_WRAPPER_SHA256
-
-
-def test_the_command_moves_the_apk_and_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = write_bundle(tmp_path / "bundle").folder
-    stand_in = tmp_path / "build.sh"
-    monkeypatch.setattr(android, "SCRIPT", stand_in)
-    (tmp_path / "fetch.py").write_text("")
-    monkeypatch.setattr(android, "FETCH", tmp_path / "fetch.py")
-
-    def build(body: str) -> android.Apk:
-        stand_in.write_text(f"#!/bin/sh\n{body}\n")
-        stand_in.chmod(0o755)
-        return android.build_apk(bundle, tmp_path / "deep" / "app.apk", "x86_64")
-
-    apk = build('printf apk > "$2/ced-edge-$3.apk"; echo noise')
-    assert (apk.path.read_bytes(), apk.bytes, apk.abi) == (b"apk", 3, "x86_64")
-    with pytest.raises(CedEdgeError, match="exit code 3"):
-        build("exit 3")
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ plugins {
     alias(libs.plugins.kotlin.android)
 }
 
-/** The bundle that goes into the app: -Pbundle=folder, else what `make android` left. */
-val bundle = file(providers.gradleProperty("bundle").getOrElse("$rootDir/../.venv/android/bundle"))
+/** The bundle that goes into the app: -Pbundle=folder, else the one of the Python package. */
+val bundle = file(providers.gradleProperty("bundle").getOrElse("$rootDir/../ced_edge/models/tiny"))
 
 /** Of a bundle the app needs the int8 .onnx file, the labels and bundle.json. */
 val copyBundle = tasks.register<Copy>("copyBundle") {

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import soxr
 
+from ced_edge.audio.mix import Mixer
 from ced_edge.frontend import frames_db
 from ced_edge.runtime.events import EventRule, Events
 from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, tag_stream
@@ -53,6 +54,7 @@ def events() -> list[dict[str, Any]]:
         {"on": 0.5, "off": 0.5},
         {"smooth": 3},
         {"on": 0.6, "off": 0.3, "min_duration_s": 0.9, "smooth": 2},
+        {"classes": {1: (0.9, 0.45), 4: (0.3, 0.15)}},
     )
     x = noise(2_800)[2_500:].reshape(60, 5) * 8
     probs = np.abs(np.cumsum(np.concatenate([x[:30], -x[:30]]), axis=0) % 1).astype(np.float32)
@@ -111,6 +113,25 @@ def level() -> list[list[float]]:
     return rows
 
 
+def channels() -> list[np.ndarray]:
+    """Sounds of several channels, (frames, channels) float32: they cancel each other, and then they do not."""
+    a, b, c = noise(5_000)[2_500:3_100], noise(10_000)[5_000:5_600], noise(10_000)[7_500:8_100]
+    stereo = np.stack([a, np.concatenate([-a[:300], b[300:]])], 1)
+    three = np.stack(
+        [c, np.concatenate([0 * c[:200], -c[200:400], b[400:]]), np.concatenate([0 * c[:400], a[400:]])], 1
+    )
+    return [stereo, three]
+
+
+def mixed() -> list[list[float]]:
+    """At 100 Hz: a tenth of a second is 10 samples."""
+    sounds = []
+    for frames in channels():
+        mixer = Mixer(frames.shape[1], 100, None)
+        sounds.append([*map(float, mixer.push(frames)), *map(float, mixer.finish())])
+    return sounds
+
+
 def tone(rate_hz: int, n: int) -> np.ndarray:
     t = np.arange(n) / rate_hz
     return (0.3 * sum(np.sin(2 * np.pi * f * t) for f in (300.0, 1_250.0, 3_100.0))).astype(np.float32)
@@ -143,7 +164,7 @@ def hashed() -> dict[str, str]:
 
 
 def text() -> str:
-    makers = (windows, top, events, stream, level, resampled, mel, hashed)
+    makers = (windows, top, events, stream, level, mixed, resampled, mel, hashed)
     parts = (f'"{m.__name__}": {json.dumps(m(), allow_nan=False)}' for m in makers)
     return "{\n" + ",\n".join(parts) + "\n}\n"
 

@@ -120,12 +120,19 @@ class FileTest {
             "of an unknown kind" to { file("a.wav", ByteArray(400), encoding = 99) },
             "0 channels" to { file("b.wav", ByteArray(400), channels = 0) },
             "at 0 Hz" to { file("c.wav", ByteArray(400), rate = 0) },
-            "not numbers" to { file("d.wav", bytes(400) { repeat(100) { putFloat(Float.NaN) } }, encoding = AudioFormat.ENCODING_PCM_FLOAT) },
+            "no sound (NaN)" to { file("d.wav", bytes(400) { repeat(100) { putFloat(Float.NaN) } }, encoding = AudioFormat.ENCODING_PCM_FLOAT) },
         )
         for ((words, make) in cases) {
             val e = assertThrows(words, InputError::class.java) { SoundFile(app, make(), 16_000).decode({ false }) { _, _ -> } }
             assertTrue("$words: ${e.message}", words in e.message!! && e.message!!.endsWith("."))
         }
+    }
+
+    @Test fun channelsThatCancelEachOtherAreNotSilence() {
+        val address = file("x.wav", bytes(4 * 16_000) { repeat(16_000) { i -> putShort((i % 2_000 * 10).toShort()).putShort((-(i % 2_000) * 10).toShort()) } }, channels = 2)
+        var top = 0f
+        SoundFile(app, address, 16_000).decode({ false }) { samples, n -> for (i in 0 until n) top = maxOf(top, samples[i]) }
+        assertEquals(19_990 / 32_768f, top, 0f)
     }
 
     private fun wavs() = ShareProvider.folder(app).list()!!.filter { it.endsWith(".wav") }

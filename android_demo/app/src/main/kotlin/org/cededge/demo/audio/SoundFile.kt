@@ -10,13 +10,17 @@ import java.io.IOException
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 import org.cededge.demo.core.InputError
+import org.cededge.demo.core.Mixer
 import org.cededge.demo.core.Resampler
 
 /** Decodes a sound file by the phone's own decoders into mono samples at one rate, piece by piece. */
 class SoundFile(private val context: Context, private val address: Uri, private val rateHz: Int) {
     private var floats = FloatArray(0)
+    private var mixed = FloatArray(0)
     private var resampled = FloatArray(0)
+    private var mixer: Mixer? = null
     private var resampler: Resampler? = null
+    private var channels = 0
     private var rate = 0
 
     /** Calls [onSamples] until the file ends or [stopped]. Raises InputError for a file that cannot be decoded. */
@@ -83,36 +87,63 @@ class SoundFile(private val context: Context, private val address: Uri, private 
             codec.releaseOutputBuffer(o, false)
             if (info.flags and MediaCodec.BUFFER_FLAG_END_OF_STREAM != 0) break
         }
-        resampler?.let { r ->
-            room(r.room(0))
-            val n = r.finish(resampled)
-            if (n > 0) onSamples(resampled, n)
-        }
+        flush(onSamples)
     }
 
     /** PCM of any channel count and encoding -> mono floats, resampled. */
     private fun emit(data: ByteBuffer, format: MediaFormat, onSamples: (FloatArray, Int) -> Unit) {
-        val channels = format.getInteger(MediaFormat.KEY_CHANNEL_COUNT)
+        val fileChannels = format.getInteger(MediaFormat.KEY_CHANNEL_COUNT)
         val fileRate = format.getInteger(MediaFormat.KEY_SAMPLE_RATE)
-        if (channels < 1 || fileRate !in RATES_HZ) throw InputError("The file has $channels channels at $fileRate Hz: convert it to a WAV file of 44100 Hz.")
+        if (fileChannels != channels || fileRate != rate) {
+            flush(onSamples)
+            begin(fileChannels, fileRate)
+        }
         val encoding = if (format.containsKey(MediaFormat.KEY_PCM_ENCODING)) format.getInteger(MediaFormat.KEY_PCM_ENCODING) else AudioFormat.ENCODING_PCM_16BIT
         data.order(ByteOrder.nativeOrder())
         val frames = data.remaining() / (channels * bytesPerSample(encoding))
-        if (floats.size < frames) floats = FloatArray(frames)
-        for (i in 0 until frames) {
-            var sum = 0f
-            for (c in 0 until channels) sum += sample(data, encoding)
-            if (sum.isNaN()) throw InputError("The file is damaged: some of its samples are not numbers.")
-            floats[i] = sum / channels
+        if (floats.size < frames * channels) floats = FloatArray(frames * channels)
+        for (i in 0 until frames * channels) {
+            floats[i] = sample(data, encoding)
+            // NaN is in no range.
+            if (floats[i] !in -MAX_SAMPLE..MAX_SAMPLE) throw InputError("The file is damaged: some of its samples are no sound (${floats[i]}).")
         }
-        if (fileRate == rateHz) return onSamples(floats, frames)
-        if (fileRate != rate) {
-            rate = fileRate
-            resampler = Resampler(rate, rateHz)
+        val m = mixer ?: return resample(floats, frames, onSamples)
+        if (mixed.size < m.room(frames)) mixed = FloatArray(m.room(frames))
+        resample(mixed, m.push(floats, frames, mixed), onSamples)
+    }
+
+    private fun begin(fileChannels: Int, fileRate: Int) {
+        if (fileChannels !in 1..MAX_CHANNELS || fileRate !in RATES_HZ) {
+            throw InputError("The file has $fileChannels channels at $fileRate Hz: convert it to a WAV file of 44100 Hz.")
         }
-        room(resampler!!.room(frames))
-        val n = resampler!!.process(floats, frames, resampled)
+        channels = fileChannels
+        rate = fileRate
+        mixer = if (channels == 1) null else Mixer(channels, rate)
+        resampler = if (rate == rateHz) null else Resampler(rate, rateHz)
+    }
+
+    private fun resample(samples: FloatArray, count: Int, onSamples: (FloatArray, Int) -> Unit) {
+        val r = resampler
+        if (r == null) {
+            if (count > 0) onSamples(samples, count)
+            return
+        }
+        if (resampled.size < r.room(count)) resampled = FloatArray(r.room(count))
+        val n = r.process(samples, count, resampled)
         if (n > 0) onSamples(resampled, n)
+    }
+
+    /** What the mixer and the resampler still hold. */
+    private fun flush(onSamples: (FloatArray, Int) -> Unit) {
+        mixer?.let { m ->
+            if (mixed.size < m.room(0)) mixed = FloatArray(m.room(0))
+            resample(mixed, m.finish(mixed), onSamples)
+        }
+        resampler?.let { r ->
+            if (resampled.size < r.room(0)) resampled = FloatArray(r.room(0))
+            val n = r.finish(resampled)
+            if (n > 0) onSamples(resampled, n)
+        }
     }
 
     private fun bytesPerSample(encoding: Int) = when (encoding) {
@@ -132,13 +163,11 @@ class SoundFile(private val context: Context, private val address: Uri, private 
         else -> data.getFloat()
     }
 
-    private fun room(count: Int) {
-        if (resampled.size < count) resampled = FloatArray(count)
-    }
-
     private companion object {
         const val WAIT_US = 10_000L
         val RATES_HZ = 1_000..384_000
+        const val MAX_CHANNELS = 64
+        const val MAX_SAMPLE = 8f // as ced_edge/audio/mix.py: decoders of lossy formats exceed 1
         const val PCM_24BIT = 21 // AudioFormat has the names since Android 12
         const val PCM_32BIT = 22
     }

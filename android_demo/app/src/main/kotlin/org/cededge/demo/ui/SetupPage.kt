@@ -25,7 +25,7 @@ class SetupPage(private val activity: Activity, private val demo: Demo) {
     init {
         slider(R.id.window, 1, 1) { copy(windowS = it / 2.0, hopS = minOf(hopS, it / 2.0)) }
         slider(R.id.hop, 1, 20) { copy(hopS = minOf(it / 10.0, windowS)) }
-        slider(R.id.threshold, 5, 95) { copy(threshold = it / 100.0) }
+        slider(R.id.threshold, OWN, 95) { copy(threshold = if (it == OWN) 0.0 else it / 100.0) }
         slider(R.id.smooth, 1, 9) { copy(smooth = it) }
         keep.setOnCheckedChangeListener { _, on -> if (demo.settings.keepSound != on) demo.change(demo.settings.copy(keepSound = on)) }
         choice(source) { if (demo.settings.source != sourceKeys[it]) demo.change(demo.settings.copy(source = sourceKeys[it])) }
@@ -57,7 +57,9 @@ class SetupPage(private val activity: Activity, private val demo: Demo) {
         val hopS = minOf(s.hopS, windowS)
         show(R.id.window, R.id.window_text, Math.round(2 * windowS).toInt(), activity.getString(R.string.window, windowS))
         show(R.id.hop, R.id.hop_text, Math.round(10 * hopS).toInt(), activity.getString(R.string.hop, hopS))
-        show(R.id.threshold, R.id.threshold_text, Math.round(100 * s.threshold).toInt(), activity.getString(R.string.threshold, Math.round(100 * s.threshold)))
+        val percent = Math.round(100 * s.threshold).toInt()
+        if (percent == 0) show(R.id.threshold, R.id.threshold_text, OWN, activity.getString(R.string.threshold_own))
+        else show(R.id.threshold, R.id.threshold_text, percent, activity.getString(R.string.threshold, percent))
         show(R.id.smooth, R.id.smooth_text, s.smooth, activity.resources.getQuantityString(R.plurals.smooth, s.smooth, s.smooth))
         keep.isChecked = s.keepSound
         source.setSelection(maxOf(0, sourceKeys.indexOf(s.source)))
@@ -98,5 +100,9 @@ class SetupPage(private val activity: Activity, private val demo: Demo) {
 
     private fun fill(spinner: Spinner, names: List<String>) {
         spinner.adapter = ArrayAdapter(activity, android.R.layout.simple_spinner_dropdown_item, names)
+    }
+
+    private companion object {
+        const val OWN = 4 // left of 5 %: the model's own thresholds
     }
 }

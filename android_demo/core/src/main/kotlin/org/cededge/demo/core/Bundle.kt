@@ -40,6 +40,8 @@ class Bundle(
     val minSamples: Int,
     /** Display names in the order of the outputs. */
     val labels: List<String>,
+    /** Class index -> the probability from which on its events begin, where the model has one of its own. */
+    val thresholds: Map<Int, Double> = emptyMap(),
 ) {
     val windowSamples get() = Math.round(windowS * rateHz).toInt()
 }
@@ -118,8 +120,17 @@ object BundleReader {
         require(Math.round(window * rate) in least..most) { "a window of $window s" }
         return Bundle(
             name, file["kind"] as String, file["quantisation"] as String, int(file, "bytes").toLong(), file["sha256"] as String,
-            fields["sha256"] as String, window, rate, least.toInt(), labels,
+            fields["sha256"] as String, window, rate, least.toInt(), labels, thresholds(fields, labels),
         )
+    }
+
+    private fun thresholds(fields: Map<*, *>, labels: List<String>): Map<Int, Double> {
+        val own = fields["thresholds"] ?: return emptyMap()
+        return (own as Map<*, *>).entries.associate { (name, value) ->
+            val on = (value as JsonNumber).text.toDouble()
+            require(name in labels && on > 0 && on < 1) { "a threshold of ${"$name".take(40)}" }
+            labels.indexOf(name) to on
+        }
     }
 
     /** The shortest wave that gives a patch of frames, which is also more than reflection at the edges needs. */

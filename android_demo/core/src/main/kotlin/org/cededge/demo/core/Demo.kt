@@ -22,7 +22,8 @@ enum class Status {
 data class Settings(
     val windowS: Double = 2.0,
     val hopS: Double = 0.5,
-    val threshold: Double = 0.4,
+    /** Probability from which on an event begins. 0: the model's own one for each class, else 0.4, as `ced-edge listen`. */
+    val threshold: Double = 0.0,
     val smooth: Int = 3,
     /** Save a short WAV of every event. Off unless the user wants it. */
     val keepSound: Boolean = false,

@@ -1,7 +1,7 @@
 package org.cededge.demo.core
 
 /** What makes an event, as `EventRule` in `ced_edge/runtime/events.py`. */
-class EventRule(
+data class EventRule(
     /** A window of at least this probability makes an event. */
     val on: Double = 0.4,
     /** Windows of at least this probability before and after it belong to the event. */
@@ -10,9 +10,12 @@ class EventRule(
     val minDurationS: Double = 0.0,
     /** Windows whose mean is taken first. */
     val smooth: Int = 1,
+    /** Class index -> its own `on`; its `off` is half of it. */
+    val classes: Map<Int, Double> = emptyMap(),
 ) {
     init {
         require(off > 0 && off <= on && on <= 1) { "thresholds on $on and off $off: 0 < off <= on <= 1" }
+        require(classes.values.all { it > 0 && it <= 1 }) { "thresholds $classes" }
         require(minDurationS >= 0 && smooth >= 1)
     }
 }
@@ -32,6 +35,8 @@ class Events(val rule: EventRule, private val classes: Int) {
     private var next = 0
     private var lastEndS = 0.0
     private var centreS = 0.0
+    private val on = DoubleArray(classes) { rule.classes[it] ?: rule.on }
+    private val off = DoubleArray(classes) { c -> rule.classes[c]?.let { it / 2 } ?: rule.off }
     private val above = BooleanArray(classes)
     private val reached = BooleanArray(classes)
     private val startS = DoubleArray(classes)
@@ -68,11 +73,11 @@ class Events(val rule: EventRule, private val classes: Int) {
         for (c in 0 until classes) {
             val p = mean { recent[it][c].toDouble() }
             smoothed[c] = p.toFloat()
-            val now = p >= rule.off
+            val now = p >= off[c]
             if (above[c] && !now) close(c, borderS, ended)
             if (now && !above[c]) startS[c] = borderS
             above[c] = now
-            if (p >= rule.on) reached[c] = true
+            if (p >= on[c]) reached[c] = true
             peak[c] = if (now) maxOf(peak[c], p) else 0.0
         }
         sortByStart(ended, from)

@@ -41,8 +41,9 @@ class Listener(
             val window = Math.round(settings.windowS * bundle.rateHz).toInt().coerceIn(bundle.minSamples, bundle.windowSamples)
             val hop = minOf(window, Math.round(settings.hopS * bundle.rateHz).toInt())
             if (window != stream.window || hop != stream.hop) stream.configure(window, hop)
-            val rule = EventRule(settings.threshold, settings.threshold / 2, 0.0, settings.smooth)
-            if (rule.on != events.rule.on || rule.smooth != events.rule.smooth) {
+            val rule = if (settings.threshold > 0) EventRule(settings.threshold, settings.threshold / 2, smooth = settings.smooth)
+            else EventRule(smooth = settings.smooth, classes = bundle.thresholds)
+            if (rule != events.rule) {
                 events.finish(ended)
                 events = Events(rule, bundle.labels.size)
             }
