@@ -94,7 +94,7 @@ class Day:
             return self._source.read(60.0)
         if self._data:
             self._given.release()
-            self._wanted.acquire()  # the thread has taken the piece, and asks for the next one
+            self._wanted.acquire()  # the thread has taken the piece, and waits for the next one
         return self._source.read(0.0)
 
     def close(self) -> None:

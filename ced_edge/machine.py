@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 from pathlib import Path
+from typing import TextIO
 
 
 def cpu_name() -> str:
@@ -20,3 +21,10 @@ def cpu_name() -> str:
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def redraws(stream: TextIO | None) -> bool:
+    """Whether it is a terminal on which lines can be drawn again: TERM is not `dumb`, and NO_COLOR is not set."""
+    # Windows sets no TERM.
+    term = os.environ.get("TERM", "dumb" if os.name == "posix" else "")
+    return stream is not None and stream.isatty() and term != "dumb" and not os.environ.get("NO_COLOR")

@@ -112,7 +112,7 @@ def test_a_source_that_is_quiet_is_reported_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(listen_module, "time", Time)
     _, book = run([None] * 20 + [loud(0.3)] + [None] * 9 + [loud(0.3)] + [None] * 12 + [loud(0.3)], quiet_after_s=3.0)
     assert [note.split(",")[0].split(":")[0] for note in book.notes] == [
-        "no audio for 3 s", "audio comes again", "no audio for 3 s", "audio comes again"
+        "no audio for 3 s", "the audio continues", "no audio for 3 s", "the audio continues"
     ]  # fmt: skip
     _, book = run([loud(0.3)] + [None] * 12 + [Gap(3.3), loud(0.3)], quiet_after_s=3.0)
     assert [note[:12] for note in book.notes] == ["no audio for", "no audio fro"]

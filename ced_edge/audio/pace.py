@@ -36,7 +36,7 @@ class Pace:
     audio as time has passed. When such a source pauses, its audio may come late, in a burst, or be lost. So the pieces
     after a pause of more than a second are held until the burst is over; what is missing then is lost, and is a gap.
     A file that a program decodes into a pipe is not in step, and has no gaps. A program that decodes at exactly the
-    pace of the clock, and pauses, cannot be told from a live one.
+    pace of the clock, and pauses, looks like a live one.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Pace:
         return missing_s
 
     def _restart(self, now: float) -> None:
-        """What was before an outage says nothing about the pace after it."""
+        """What was before an outage does not count for the pace after it."""
         self._backlog = now, self.received_s
         self._marks = collections.deque([self._backlog])
 
@@ -154,8 +154,9 @@ class RateCheck:
     (no point more than half a second of the clock away). Its slope must be that of another usual rate, number of
     channels or sample size, within 3 %: 48 kHz stereo that is read as 16 kHz mono comes 6 times as fast as it should.
     A program that decodes a file delivers it as fast as it can, or waits for us: its slope is seldom one of these, and
-    changes. What the rule cannot tell: a program that delivers a file at exactly twice the pace of the clock looks like
-    a live source with two channels; and a slope of 2 may be two channels, twice the rate, or samples of twice the size.
+    changes. The rule cannot distinguish everything: a program that delivers a file at exactly twice the pace of the
+    clock looks like a live source with two channels; and a slope of 2 may be two channels, twice the rate, or samples
+    of twice the size.
     """
 
     def __init__(self, rate_hz: int, channels: int, sample_bytes: int) -> None:

@@ -16,7 +16,7 @@ import click
 
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.figures import require_matplotlib
-from ced_edge.machine import cpu_name
+from ced_edge.machine import cpu_name, redraws
 from ced_edge.options import (
     FILE,
     F,
@@ -193,7 +193,7 @@ def bench(
 @contextlib.contextmanager
 def _bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr if it is a terminal; else nothing."""
-    if sys.stderr is None or not sys.stderr.isatty():
+    if not redraws(sys.stderr):
         yield lambda n: None
         return
     with click.progressbar(length=total, label=name, file=sys.stderr) as bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import click
 from ced_edge.audio.level import Gain
 from ced_edge.errors import CedEdgeError, InputError
 from ced_edge.files import csv_line
-from ced_edge.machine import cores
+from ced_edge.machine import cores, redraws
 from ced_edge.options import FILE, bundle_option, find_bundle, given_flags, json_option, tagging_options
 from ced_edge.runtime.bundle import Bundle, read_bundle
 from ced_edge.spec import is_number
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SHOW_PROGRESS_S = 1.0
+_BAR_COLUMNS = 60
+"""A bar that wraps cannot be drawn again."""
 
 
 @click.command()
@@ -188,6 +191,7 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
     Yields a function to call with the share that is done, or with None before another line is printed.
     """
     start, shown, bar = time.monotonic(), 0, None
+    has_room = redraws(sys.stderr) and shutil.get_terminal_size().columns >= _BAR_COLUMNS
     with contextlib.ExitStack() as at_exit:
 
         def update(share: float | None) -> None:
@@ -195,7 +199,7 @@ def _progress() -> Iterator[Callable[[float | None], None]]:
             if share is None:
                 if bar is not None:
                     click.echo("\r\x1b[K", nl=False, err=True)
-            elif sys.stderr is not None and sys.stderr.isatty() and time.monotonic() - start > _SHOW_PROGRESS_S:
+            elif has_room and time.monotonic() - start > _SHOW_PROGRESS_S:
                 if bar is None:
                     bar = at_exit.enter_context(click.progressbar(length=1_000, file=sys.stderr))
                 bar.update(round(1_000 * share) - shown)

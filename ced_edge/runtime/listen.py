@@ -129,7 +129,7 @@ class _Listening:
                 self._show.note(f"no audio for {now - self._last_audio:.0f} s: is the source still connected?")
             return
         if self._quiet and not any(isinstance(item, Gap) for item in items):
-            self._show.note(f"audio comes again, after {now - self._last_audio:.0f} s without")
+            self._show.note(f"the audio continues, after {now - self._last_audio:.0f} s without")
         self._last_audio, self._quiet = now, False
         for item in items:
             if isinstance(item, Hint):

@@ -58,7 +58,7 @@ _SOURCES = {"-": "through stdin: did the program that writes it fail?", None: "f
     type=SECONDS,
     default=10.0,
     show_default=True,
-    help="Seconds without audio from a pipe or a microphone after which a message says so.",
+    help="Seconds without audio from a pipe or a microphone after which a warning is shown.",
 )
 @json_option("Print JSON objects, one on a line: the tags of each window, events, and gaps.")
 @click.option("--events", "events_only", is_flag=True, help="Print events only, not every window.")

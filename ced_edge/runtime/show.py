@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import textwrap
@@ -16,6 +15,7 @@ import click
 
 from ced_edge.audio.level import Level
 from ced_edge.labels import labels
+from ced_edge.machine import redraws
 from ced_edge.runtime.clock import clock, date_time
 from ced_edge.runtime.events import Event
 from ced_edge.runtime.listen import ListenStats, Show
@@ -187,14 +187,10 @@ def _columns() -> int:
 def show_in(as_json: bool, top: int, threshold: float, events_only: bool) -> Show:
     """Choose how to show the `top` tags with a probability of at least `threshold`, and events; or events alone.
 
-    A screen is drawn again only on a terminal that can do it (TERM is not `dumb`), and not where NO_COLOR asks for
-    plain text.
+    Only a terminal can draw a screen again, see `redraws`.
     """
     if as_json:
         return JsonLines(top, threshold, events_only)
-    if not sys.stdout.isatty():
-        return TextLines(top, threshold, events_only)
-    # Windows sets no TERM.
-    if os.environ.get("TERM", "dumb" * (os.name == "posix")) == "dumb" or os.environ.get("NO_COLOR"):
-        return TextLines(top, threshold, events_only, _columns())
-    return Screen(top, threshold, events_only)
+    if redraws(sys.stdout):
+        return Screen(top, threshold, events_only)
+    return TextLines(top, threshold, events_only, _columns() if sys.stdout.isatty() else None)
