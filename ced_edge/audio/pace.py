@@ -108,6 +108,7 @@ class Pace:
         if missing_s <= _OUTAGE_S:
             self._waiting = None
             self._restart(now)
+            self.live_from = now + PACE_S  # the burst is not skipped: there is time to predict it
             return 0.0
         if now - block < _BURST_S and self._held_s < _HELD_S:
             self._waiting = before, block, in_block_s
