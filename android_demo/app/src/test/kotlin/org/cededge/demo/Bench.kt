@@ -44,7 +44,7 @@ fun until(what: String, done: () -> Boolean) {
     }
 }
 
-/** Wait until everything that the center was asked for is done. */
+/** Wait until the center has done all its work. */
 fun afterWork() {
     val done = CountDownLatch(1)
     center.afterWork { done.countDown() }

@@ -23,7 +23,7 @@ class Folder(private val folder: File) : BundleFiles {
     override fun map(name: String): ByteBuffer = File(folder, name).inputStream().use { it.channel.map(READ_ONLY, 0, it.channel.size()) }
 }
 
-/** What bundle.json says, as far as the app needs it, and the labels. */
+/** The part of bundle.json that the app needs, and the labels. */
 class Bundle(
     /** Such as `tiny-int8.onnx`. */
     val modelFile: String,
@@ -46,7 +46,7 @@ class Bundle(
     val windowSamples get() = Math.round(windowS * rateHz).toInt()
 }
 
-/** Reads and checks bundles, as `read_bundle` in `ced_edge/runtime/bundle.py`. Every refusal says what to do. */
+/** Reads and checks bundles, as `read_bundle` in `ced_edge/runtime/bundle.py`. Every refusal names the mend. */
 object BundleReader {
     private const val AGAIN = "Copy the whole bundle again."
     private const val MAX_ZIP = 400L shl 20

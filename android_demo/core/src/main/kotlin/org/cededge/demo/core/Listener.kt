@@ -176,7 +176,8 @@ class Listener(
             var sound: FloatArray? = null
             val event = synchronized(lock) {
                 if (ended.isEmpty()) null else ended.removeAt(0).also {
-                    if (keepSound) sound = stream.sound(it.startS - 0.5, minOf(it.endS + 0.5, it.startS + MAX_SOUND_S))
+                    // Of a long one the end: its beginning may be gone from the ring.
+                    if (keepSound) sound = stream.sound(maxOf(it.startS, it.endS - MAX_SOUND_S) - 0.5, it.endS + 0.5)
                     spans.addLast(it)
                     if (spans.size > LiveState.SPANS) spans.removeFirst()
                 }

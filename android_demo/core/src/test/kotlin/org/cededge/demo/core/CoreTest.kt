@@ -248,6 +248,18 @@ class CoreTest {
         }
     }
 
+    @Test fun aLongEventKeepsItsLastSeconds() {
+        val lengths = ArrayList<Int>()
+        val listener = Listener(Quarters(), fakeBundle(1), Settings(windowS = 0.5, hopS = 0.5, smooth = 1, keepSound = true), {}, { _, sound -> lengths += sound!!.size })
+        for ((seconds, amplitude) in listOf(2 to 0.9f, 2 to 0f, 90 to 0.9f, 2 to 0f)) repeat(seconds) {
+            listener.accept(FloatArray(16_000) { amplitude }, 16_000)
+            listener.predictAll()
+        }
+        listener.finishFile()
+        // The first begins with the stream: half a second follows it. The second has half a second on either side.
+        assertEquals(listOf(2.5, 11.0), lengths.map { it / 16_000.0 })
+    }
+
     @Test(timeout = 60_000) fun aSlowPhoneDropsHopsAndCountsThem() {
         val gate = Object()
         var entered = false
