@@ -165,7 +165,7 @@ def test_overlapping_timestamps_lose_no_sound(tmp_path: Path) -> None:
 def test_a_jump_of_years_is_an_error_and_takes_no_memory(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"a.{suffix}", [0.0, 1e5], codec="alac" if suffix == "mp4" else "pcm_s16le")
     for use in (decode, duration_s, lambda p: load(p, RATE, 2.0, 3.0)):
-        with pytest.raises(AudioError, match=r"its timestamps jump by 99,999 s at 1\.024 s: they are broken"):
+        with pytest.raises(AudioError, match=r"broken timestamps: they jump by 99,999 s at 1\.024 s"):
             use(path)
 
 

@@ -76,7 +76,7 @@ class _Clock:
         self._silent_s += step_s
         if self._silent_s > _MAX_SILENCE_S:
             raise AudioError(
-                self._name, f"its timestamps jump by {step_s:,.0f} s at {end_s:.3f} s: they are broken, encode it again"
+                self._name, f"broken timestamps: they jump by {step_s:,.0f} s at {end_s:.3f} s, encode it again"
             )
         return step_s
 

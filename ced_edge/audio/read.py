@@ -143,7 +143,7 @@ def load(source: Path | str | BinaryIO, rate_hz: int, start_s: float = 0.0, stop
             try:
                 check_samples(block, done, rate)
             except InputError as e:
-                raise AudioError(name, str(e)) from e
+                raise AudioError(name, f"unusable samples: {e}") from e
             done += len(block)
             # A part does not repeat the notice of the file's beginning.
             mixer = mixer or Mixer(block.shape[1], rate, None if start else name)
