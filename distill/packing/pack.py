@@ -232,7 +232,8 @@ def _write_index(out: Path, identity: dict[str, Any], names: Sequence[str], reje
 
 def _report_rejects(out: Path, strict: bool) -> None:
     """Warn of how many were rejected, and why. Raises CedEdgeError with `strict`."""
-    reasons = collections.Counter(row["reason"] for row in _read_table(out / REJECTED_NAME, _REJECT_FIELDS))
+    rows = _read_table(out / REJECTED_NAME, _REJECT_FIELDS)
+    reasons = collections.Counter(row["reason"].partition(": ")[0] for row in rows)  # details would be as many as clips
     if reasons:
         counts = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
         text = f"rejected {reasons.total()} clips ({counts}): see {out / REJECTED_NAME}"
