@@ -197,8 +197,8 @@ def test_strict_makes_a_rejected_clip_an_error_and_writes_no_index(tmp_path: Pat
         assert not (folder / "index.json").exists()
         with pytest.raises(InputError, match=r"no such file: .*index.json; run `ced-edge pack` to its end"):
             Pack.open(folder)
-    assert pack(clips, out, config()).rejected == 8  # without strict it goes on
-    with pytest.raises(CedEdgeError, match="rejected 8 clips"):
+    assert pack(clips, out, config()).rejected == 7  # without strict it goes on
+    with pytest.raises(CedEdgeError, match="rejected 7 clips"):
         pack(clips, out, config(strict=True))
 
 
@@ -206,7 +206,7 @@ def test_nothing_usable_is_an_error(tmp_path: Path) -> None:
     clips = [c for c in bad_clips(tmp_path / "in") if c.id in REASONS]
     with pytest.raises(InputError, match=r"none of the clips can be used: see .*rejected.csv"):
         pack(clips, tmp_path / "out", config())
-    assert len(rows(tmp_path / "out" / "rejected.csv")) == 8
+    assert len(rows(tmp_path / "out" / "rejected.csv")) == 7
     assert not (tmp_path / "out" / "index.json").exists()
     assert not list((tmp_path / "out").glob("shard-*"))
 
