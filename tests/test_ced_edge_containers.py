@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import struct
@@ -193,6 +194,18 @@ def test_mp3_kinds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "its header says 3." in caplog.text
     path.write_bytes(without_xing(mp3)[500:])  # a capture begins in the middle of a frame
     assert len(decode(path)[0]) == pytest.approx(3 * RATE, abs=2_500)
+
+
+def test_an_mp3_that_another_one_replaced_midway(tmp_path: Path) -> None:
+    """libsndfile then seeks to a position behind the end."""
+    path = tmp_path / "a.mp3"
+    first, other = encoded(NOISE[:14_400].reshape(-1, 2), "MP3", rate_hz=24_000), encoded(NOISE, "MP3", rate_hz=48_000)
+    path.write_bytes(first[:1_921] + other)
+    with contextlib.suppress(AudioError):
+        assert 0 < duration_s(path) < 2
+    with contextlib.suppress(AudioError):
+        assert len(load(path, RATE, 0.1, 0.2)) <= 0.1 * RATE
+    assert len(load(path, RATE)) > 0
 
 
 def test_mp2_without_a_header(tmp_path: Path) -> None:

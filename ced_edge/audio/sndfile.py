@@ -63,7 +63,7 @@ class Sound:
         if self._can_seek and 0 < self._frames < _UNKNOWN_FRAMES:
             with contextlib.suppress(soundfile.SoundFileError), self._opened(only) as f, quiet_c():
                 f.seek(self._frames - 1)
-                if len(f.read(2)) == 1:
+                if len(_read(f, 2)) == 1:
                     return self._frames / self.rate_hz
         return sum(map(len, self._all(0, notices=False))) / self.rate_hz
 
@@ -143,7 +143,7 @@ class Sound:
         while place < stop:  # in blocks: a wrong length in the header must not allocate memory
             try:
                 with quiet_c():
-                    block = f.read(min(stop - place, _BLOCK_FRAMES), dtype="float32", always_2d=True)
+                    block = _read(f, min(stop - place, _BLOCK_FRAMES))
             except soundfile.SoundFileError:
                 yield from self._behind_damage(one, place, stop)
                 return
@@ -201,6 +201,14 @@ class Sound:
         if self._unused is not None:
             with quiet_c():
                 self._unused.close()
+
+
+def _read(f: soundfile.SoundFile, frames: int) -> Float32:
+    """The next samples (n, channels), at most `frames`: none at the end. Raises soundfile.SoundFileError."""
+    # In a damaged mp3 file, a seek may lead behind the end. soundfile would then allocate a negative size.
+    if f.seekable() and f.tell() > f.frames:
+        return np.empty((0, f.channels), np.float32)
+    return np.asarray(f.read(frames, dtype="float32", always_2d=True))
 
 
 def opened(name: str, source: Path | BinaryIO, file: BinaryIO) -> Sound | None:
