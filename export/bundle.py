@@ -20,7 +20,7 @@ from ced_edge.labels import TABLE_NAME, table
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import find_checkpoint, load_model, read_metadata
 from ced_edge.proof.reference import JSON_NAME, read_reference
-from ced_edge.runtime.bundle import KINDS, LABELS_NAME, Bundle, ModelFile, labels_text, read_bundle
+from ced_edge.runtime.bundle import KINDS, LABELS_NAME, Bundle, ModelFile, labels_text, read_bundle, thresholds_problem
 from ced_edge.spec import N_CLASSES
 from export import metadata, quantize
 from export.config import ExportConfig
@@ -62,6 +62,9 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
         )
     # Whole samples: 10 s are exactly 160,000, and so is what the device computes from `window_s`.
     window = round(config.window_s * rate)
+    thresholds = read_metadata(weights).get("thresholds", {})
+    if problem := thresholds_problem(thresholds):
+        raise InputError(f"the metadata of {weights} holds {problem}: remove them, or train again")
     reference = _reference(weights)  # before the conversions, which take minutes: a damaged one is reported at once
     with atomic_folder(out) as folder:
         files = _Files(folder, model, config, window)
@@ -83,7 +86,7 @@ def export_bundle(source: str | Path, out: Path, config: ExportConfig, clips: Se
             labels_sha256=sha256_file(folder / LABELS_NAME),
             reference=reference,
             versions=_versions(),
-            thresholds=read_metadata(weights).get("thresholds", {}),
+            thresholds=thresholds,
         )
         bundle.write()
         bundle = read_bundle(folder)  # with every check that a device makes

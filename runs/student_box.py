@@ -13,11 +13,8 @@ Step 2 needs no audio, and gives the same predictions each time: tests/test_ced_
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +26,7 @@ from ced_edge.files import sha256_file
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import find_checkpoint, load_model, read_metadata, save_model
 from ced_edge.proof.metrics import multi_hot
-from ced_edge.runtime.bundle import KINDS, LABELS_NAME, PACKAGED, Bundle, read_bundle
+from ced_edge.runtime.bundle import PACKAGED, Bundle, read_bundle
 from export.bundle import export_bundle
 from export.config import ExportConfig
 
@@ -90,17 +87,8 @@ def divide_logits(model: CED, temperature: float) -> None:
 
 
 def box(student: Path, out: Path) -> Bundle:
-    """Step 2: export a student, and keep the int8 files alone."""
-    with tempfile.TemporaryDirectory() as folder:
-        # With its float files, so that the int8 files are verified against them too.
-        export_bundle(student, Path(folder) / "bundle", ExportConfig(kinds=("fp32", "int8")))
-        whole = read_bundle(Path(folder) / "bundle")
-        files = tuple(file for file in whole.files if file.kind == KINDS[0])
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True)
-        for name in (LABELS_NAME, *(file.name for file in files)):
-            shutil.copy(whole.folder / name, out / name)
-        dataclasses.replace(whole, folder=out, files=files).write()
+    """Step 2: export the int8 files of a student."""
+    export_bundle(student, out, ExportConfig(kinds=("int8",)))
     return read_bundle(out)
 
 

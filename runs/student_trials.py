@@ -6,6 +6,9 @@ A machine that other work shares has no stable wall-clock, so the budget is CPU 
 processes that read audio for it, as the kernel counts it. The cost of a step is measured first, from two runs of
 different length; the number of steps follows from it, so that each learning rate falls to 0 at the end of its budget.
 A trial that is finished is not run again. The table is written after each trial: OUT/trials.csv and OUT/trials.md.
+
+Other windows, mixes, teachers or K need a store of their own, which `ced-edge teach` writes: --other "5 s=store-5s" is
+a trial of the baseline on that store.
 """
 
 from __future__ import annotations
@@ -55,22 +58,22 @@ def run(*arguments: object) -> tuple[str, float]:
     return done.stdout, cpu_s
 
 
-def train(args: argparse.Namespace, out: Path, steps: int, flags: list[str]) -> float:
+def train(args: argparse.Namespace, store: str, out: Path, steps: int, flags: list[str]) -> float:
     """Train into a new folder and return the CPU seconds."""
     shutil.rmtree(out, ignore_errors=True)
     init = ["--init", args.init] if args.init else []
-    where = ["--pack", args.pack, "--store", args.store, "--out", out, "--steps", steps]
+    where = ["--pack", args.pack, "--store", store, "--out", out, "--steps", steps]
     return run("train", *where, *init, *BASELINE, *flags)[1]
 
 
-def trial(args: argparse.Namespace, name: str) -> dict[str, object]:
+def trial(args: argparse.Namespace, name: str, others: dict[str, str]) -> dict[str, object]:
     """One trial: its figures by column."""
-    flags = TRIALS[name]
+    flags, store = TRIALS.get(name, []), others.get(name, args.store)
     folder = args.out / name.replace(" ", "-").replace(",", "")
-    costs = [train(args, folder, steps, flags) for steps in (SHORT, LONG)]
+    costs = [train(args, store, folder, steps, flags) for steps in (SHORT, LONG)]
     step_s = max(costs[1] - costs[0], 1e-3) / (LONG - SHORT)
     steps = max(1, round(args.cpu_seconds / step_s))
-    cpu_s = train(args, folder, steps, flags) - (costs[0] - SHORT * step_s)  # without the start of the program
+    cpu_s = train(args, store, folder, steps, flags) - (costs[0] - SHORT * step_s)  # without the start of the program
     views = steps * int(flags[flags.index("--batch") + 1] if "--batch" in flags else 64)
     found: dict[str, object] = {}
     for prefix, level in (("", 0), ("quiet_", QUIET_DB)):
@@ -107,13 +110,20 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--init", help="weights that every trial starts from")
     parser.add_argument("--cpu-seconds", type=float, default=600.0, help="of training, per trial")
-    parser.add_argument("--only", action="append", choices=list(TRIALS), help="a trial to run; repeat")
+    parser.add_argument("--other", action="append", default=[], metavar="NAME=STORE", help="a trial on another store")
+    parser.add_argument("--only", action="append", help="the name of a trial to run; repeat")
     args = parser.parse_args()
+    if wrong := [other for other in args.other if "=" not in other]:
+        parser.error(f"--other {wrong[0]}: give NAME=STORE")
+    others = dict(other.split("=", 1) for other in args.other)
+    names = [*TRIALS, *others]
+    if unknown := set(args.only or []) - set(names):
+        parser.error(f"no trial is named {', '.join(unknown)}: choose from {', '.join(names)}")
     args.out.mkdir(parents=True, exist_ok=True)
     rows = read(args.out)
-    for name in args.only or TRIALS:
+    for name in args.only or names:
         if name not in {row["trial"] for row in rows}:
-            rows.append(trial(args, name))
+            rows.append(trial(args, name, others))
             write(args.out, rows)
             print(rows[-1], flush=True)
 

@@ -276,6 +276,24 @@ def test_a_damaged_reference_is_reported_before_the_conversion(
     assert caplog.messages == []
 
 
+def test_thresholds_come_from_the_checkpoint(
+    call: Call, model: CED, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are in the bundle. Wrong ones are reported before the conversion."""
+    caplog.set_level(logging.INFO)
+    weights = tmp_path / "model.safetensors"
+    flags = ["--kinds", "fp32", "--format", "onnx", "--window", 1]
+    for wrong, problem in (({"Dogg": 0.5}, "thresholds of other classes"), ({"Dog": 7}, "a threshold that is no prob")):
+        save_model(weights, model, {"thresholds": wrong})
+        code, _, err = call("export", weights, *flags)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert f"the metadata of {weights} holds {problem}" in err
+    assert caplog.messages == []
+    save_model(weights, model, {"thresholds": {"Dog": 0.55}})
+    assert call("export", weights, *flags)[0] == 0
+    assert read_bundle(tmp_path / "bundle").thresholds == {"Dog": 0.55}
+
+
 def test_only_the_graphs_of_the_chosen_formats_are_made(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 from pathlib import Path
 
@@ -115,3 +116,42 @@ def test_the_long_run_is_a_valid_script() -> None:
     )
     assert missing.returncode != 0
     assert "AUDIO: a folder of audio" in missing.stderr
+
+
+def test_a_trial_takes_its_budget_and_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in that takes 2 CPU seconds per step and 3 to start: 40 seconds are 20 steps."""
+    import student_trials as module
+
+    calls: list[tuple[object, ...]] = []
+
+    def run(*arguments: object) -> tuple[str, float]:
+        calls.append(arguments)
+        if arguments[0] == "agreement":
+            return json.dumps({"kl": 0.5 - 0.001 * len(calls), "mean_ap": 0.25}), 1.0
+        return "", 3.0 + 2.0 * int(str(arguments[arguments.index("--steps") + 1]))
+
+    monkeypatch.setattr(module, "run", run)
+    flags = ["--pack", "p", "--store", "s", "--held-pack", "hp", "--held-store", "hs", "--out", str(tmp_path)]
+    flags += ["--cpu-seconds", "40", "--other", "5 s=s5", "--only", "baseline", "--only", "5 s"]
+    monkeypatch.setattr("sys.argv", ["student_trials.py", *flags])
+    module.main()
+    rows = read(tmp_path / "trials.csv")
+    assert [(r["trial"], r["steps"], r["views"], r["cpu_s"]) for r in rows] == [
+        ("baseline", "20", "1280", "40"), ("5 s", "20", "1280", "40"),
+    ]  # fmt: skip
+    stores = [call[call.index("--store") + 1] for call in calls if call[0] == "train"]
+    assert stores == ["s"] * 3 + ["s5"] * 3
+    assert [call[call.index("--level") + 1] for call in calls if call[0] == "agreement"] == [0, -30.0] * 2
+    table = (tmp_path / "trials.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in table] == [
+        "| trial",
+        "| ---",
+        "| 5 s",
+        "| baseline",
+    ]  # the lowest KL first
+    before = len(calls)
+    module.main()
+    assert len(calls) == before
+    monkeypatch.setattr("sys.argv", ["student_trials.py", *flags, "--only", "nothing"])
+    with pytest.raises(SystemExit):
+        module.main()

@@ -183,11 +183,8 @@ def _problems(b: Bundle) -> Iterator[str]:
         yield "metrics that are no JSON object"
     if not isinstance(b.checkpoint_sha256, str):
         yield f"the checkpoint hash {b.checkpoint_sha256!r:.40}"
-    names = {label.name for label in labels()}
-    if not isinstance(b.thresholds, dict) or not b.thresholds.keys() <= names:
-        yield "thresholds of other classes"
-    elif not all(is_number(p) and 0.0 < p < 1.0 for p in b.thresholds.values()):
-        yield "a threshold that is no probability"
+    if problem := thresholds_problem(b.thresholds):
+        yield problem
     if not b.files:
         yield "no model file"
     for f in b.files:
@@ -195,6 +192,16 @@ def _problems(b: Bundle) -> Iterator[str]:
             yield f"a file with the name {f.name!r:.40}"
         if f.kind not in KINDS:
             yield f"a file of the kind {f.kind!r:.40}"
+
+
+def thresholds_problem(thresholds: object) -> str | None:
+    """What is wrong with the thresholds of a bundle or a checkpoint; None if nothing is."""
+    names = {label.name for label in labels()}
+    if not isinstance(thresholds, dict) or not thresholds.keys() <= names:
+        return "thresholds of other classes"
+    if not all(is_number(p) and 0.0 < p < 1.0 for p in thresholds.values()):
+        return "a threshold that is no probability"
+    return None
 
 
 def _check_size(path: Path, most: int) -> None:
