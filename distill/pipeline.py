@@ -29,6 +29,7 @@ from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack
 from distill.processes import batch_share, local_world, rank_and_world
 from distill.progress import ProgressBar, stage
+from distill.ranks import watched
 from distill.teachers.ensemble import Ensemble
 from distill.teachers.load import load_teachers
 from distill.teachers.spec import TeacherSpec
@@ -143,7 +144,7 @@ def run_teach(
     job = Job(shards, Store(out, views, ensemble.describe(), k, shards.hash, clean), tuple(teachers), device)
     # A GPU's own process is busy with the teachers: one core is left to it.
     share = cores() // local_world() - (device != "cpu")
-    with stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
+    with watched(), stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:
         teach(job, workers or max(1, share), progress, ensemble)
     return job.store
 
@@ -174,14 +175,14 @@ def run_train(
         world=world,
         chances=Chances(config.gain, config.noise, config.band, config.reverb),
     )
-    with _bar("train") as bar:
+    with watched(), _bar("train") as bar:
         return train(run, stream, config, init=student, device=device, reporter=bar)
 
 
 def run_pretrain(run: Path, shards: Pack, config: PretrainConfig, device: str = "cpu") -> Path:
     """Before stage 3, and not part of the main job: shards -> a student's weights to start from."""
     batch_share(config.batch, rank_and_world()[1])  # refused before the processes wait for each other
-    with _bar("pretrain") as bar:
+    with watched(), _bar("pretrain") as bar:
         return pretrain(run, shards, config, device, bar)
 
 

@@ -102,6 +102,9 @@ class Trainer:
                     for group in optimizer.param_groups:
                         group["lr"] = lr
 
+                if step == first and self.fabric.world_size > 1:
+                    self._order_gradients(losses, batch, step)
+
                 # Forward and backward. With several processes, the backward pass averages the gradients over them.
                 values = losses(batch, step)
                 self.fabric.backward(values["loss"])
@@ -142,6 +145,18 @@ class Trainer:
             self.save(step)
         self.fabric.barrier()
         return self.weights
+
+    def _order_gradients(self, losses: Losses, batch: Batch, step: int) -> None:
+        """A backward pass that changes nothing, before the first step of several processes.
+
+        After its first pass, DDP groups the gradients anew, and three or more processes then add them in another order.
+        Without this, a run that continues would differ from one that never stopped in the last bits.
+        """
+        buffers = [buffer.clone() for buffer in self.model.buffers()]
+        self.fabric.backward(losses(batch, step)["loss"])
+        self.model.zero_grad()
+        for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     @property
     def weights(self) -> Path:
