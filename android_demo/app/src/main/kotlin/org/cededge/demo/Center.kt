@@ -40,11 +40,10 @@ class Center(private val context: Context) : Demo {
     private val list = ArrayList<Entry>()
     private var engine: Engine? = null
     private var microphone: Microphone? = null
-    private var sessionMs = 0L
 
     @Volatile private var listener: Listener? = null
     @Volatile private var wanted = false // the user wants to listen
-    @Volatile private var newestFile = 0 // a file is tagged only as long as nothing newer was chosen
+    @Volatile private var newestFile = 0 // a file is tagged until the user chooses something else
     @Volatile private var status = Status.LOADING
     @Volatile private var detail = ""
     @Volatile private var changes = 0
@@ -61,7 +60,7 @@ class Center(private val context: Context) : Demo {
 
     init {
         work.execute {
-            // Sounds of a list that is gone. Another app may still be reading what was shared just now.
+            // The list of these sounds is gone. Another app may still read what was shared lately.
             val old = System.currentTimeMillis() - A_DAY_MS
             for (file in ShareProvider.folder(context).listFiles().orEmpty()) if (file.lastModified() < old) file.delete()
             load("")
@@ -235,16 +234,19 @@ class Center(private val context: Context) : Demo {
         bundle = read
     }
 
-    private fun newListener(bundle: Bundle, source: Engine): Listener {
-        sessionMs = System.currentTimeMillis()
-        return Listener(source, bundle, settings, onChange, { event, sound -> add(bundle, event, sound) })
-    }
+    /** [beganMs]: when the sound began, for a file; null where it comes now. */
+    private fun newListener(bundle: Bundle, source: Engine, beganMs: Long?) =
+        Listener(source, bundle, settings, onChange, { event, sound, ageS ->
+            // Counted back from now: the microphone's clock drifts, and a lost microphone leaves gaps.
+            val atMs = if (beganMs == null) System.currentTimeMillis() - (1000 * ageS).toLong() else beganMs + (1000 * event.startS).toLong()
+            add(bundle, event, sound, atMs)
+        })
 
     private fun begin() {
         val b = bundle
         val e = engine
         if (!wanted || b == null || e == null) return
-        listener = newListener(b, e).also { it.start() }
+        listener = newListener(b, e, null).also { it.start() }
         openMicrophone()
     }
 
@@ -254,6 +256,7 @@ class Center(private val context: Context) : Demo {
             context, b.rateHz, settings.source, settings.device,
             { samples, n -> listener?.accept(samples, n) },
             { s, retryS ->
+                if (s == Status.TAKEN) listener?.gap()
                 if (wanted) {
                     if (s == Status.REFUSED) refuse() else show(s, if (retryS > 0) retryS.toString() else "")
                 }
@@ -272,7 +275,7 @@ class Center(private val context: Context) : Demo {
         val b = bundle
         val e = engine
         if (stopped() || b == null || e == null) return
-        val l = newListener(b, e)
+        val l = newListener(b, e, System.currentTimeMillis())
         listener = l
         try {
             SoundFile(context, address, b.rateHz).decode(stopped) { samples, n ->
@@ -288,8 +291,7 @@ class Center(private val context: Context) : Demo {
         }
     }
 
-    private fun add(bundle: Bundle, event: Event, sound: FloatArray?) {
-        val atMs = sessionMs + (event.startS * 1000).toLong()
+    private fun add(bundle: Bundle, event: Event, sound: FloatArray?, atMs: Long) {
         val file = sound?.let { samples ->
             val name = "event-$atMs-${event.index}.wav"
             try {

@@ -50,7 +50,7 @@ class FakeDemo : Demo {
 
             override fun close() = Unit
         }
-        listener = Listener(engine, bundle, settings.copy(hopS = 0.5), {}, { e, _ -> add(e) }).also { l ->
+        listener = Listener(engine, bundle, settings.copy(hopS = 0.5), {}, { e, _, _ -> add(e) }).also { l ->
             val piece = FloatArray(800)
             repeat(5) {
                 for (i in 0 until clip.size - 800 step 800) {

@@ -112,7 +112,7 @@ class Microphone(
             while (synchronized(lock) { running }) {
                 val n = opened.read(shorts, 0, shorts.size)
                 if (n < 0) return any // such as ERROR_DEAD_OBJECT: the device or the audio server is gone
-                if (n == 0) synchronized(lock) { if (running) lock.wait(EMPTY_MS) } // no loop that only burns power
+                if (n == 0) synchronized(lock) { if (running) lock.wait(EMPTY_MS) } // a loop without a wait would only burn power
                 for (i in 0 until n) floats[i] = shorts[i] / 32768f
                 val out = resampler?.process(floats, n, resampled) ?: n
                 if (out > 0) onSamples(resampled, out)

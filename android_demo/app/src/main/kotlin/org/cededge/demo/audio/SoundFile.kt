@@ -133,7 +133,7 @@ class SoundFile(private val context: Context, private val address: Uri, private 
         if (n > 0) onSamples(resampled, n)
     }
 
-    /** What the mixer and the resampler still hold. */
+    /** Hand on the samples that the mixer and the resampler still hold. */
     private fun flush(onSamples: (FloatArray, Int) -> Unit) {
         mixer?.let { m ->
             if (mixed.size < m.room(0)) mixed = FloatArray(m.room(0))

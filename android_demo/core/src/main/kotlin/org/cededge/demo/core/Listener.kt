@@ -11,7 +11,8 @@ class Listener(
     private val bundle: Bundle,
     settings: Settings,
     private val onChange: Runnable,
-    private val onEvent: (Event, sound: FloatArray?) -> Unit,
+    /** `ageS`: seconds of sound from the event's begin to the newest sample. */
+    private val onEvent: (Event, sound: FloatArray?, ageS: Double) -> Unit,
     private val clock: LongSupplier = LongSupplier(System::nanoTime), // a Kotlin lambda would box every Long
 ) : AutoCloseable {
     private val lock = Object()
@@ -28,6 +29,8 @@ class Listener(
     private var realTime = 0.0
     private var dropped = 0L
     private var arrivedNs = 0L
+    private var predicting = false
+    private var gapBehind = false // sound was lost after the window that is being predicted
     private var worker: Thread? = null
     private var error = ""
 
@@ -62,6 +65,15 @@ class Listener(
             lock.notifyAll()
         }
         onChange.run()
+    }
+
+    /** Sound is lost here: events end, and no window reaches across. */
+    fun gap() {
+        synchronized(lock) {
+            stream.restart()
+            if (predicting) gapBehind = true else events.finish(ended)
+        }
+        report()
     }
 
     /** Predict on a thread of its own, as the samples come. Windows that come too fast are dropped and counted. */
@@ -152,6 +164,7 @@ class Listener(
         val count = synchronized(lock) {
             hop = stream.hop
             arrived = arrivedNs
+            predicting = true
             stream.take(tags)
         }
         val before = clock.asLong
@@ -161,6 +174,9 @@ class Listener(
             latencyMs = (after - arrived) / 1e6
             realTime = (after - before) / 1e9 * bundle.rateHz / hop
             events.push(tags, ended)
+            if (gapBehind) events.finish(ended)
+            predicting = false
+            gapBehind = false
         }
         report()
     }
@@ -174,15 +190,17 @@ class Listener(
     private fun report() {
         while (true) {
             var sound: FloatArray? = null
+            var ageS = 0.0
             val event = synchronized(lock) {
                 if (ended.isEmpty()) null else ended.removeAt(0).also {
-                    // Of a long one the end: its beginning may be gone from the ring.
+                    // A long event keeps its end: the ring may have lost its beginning.
                     if (keepSound) sound = stream.sound(maxOf(it.startS, it.endS - MAX_SOUND_S) - 0.5, it.endS + 0.5)
+                    ageS = stream.samples.toDouble() / bundle.rateHz - it.startS
                     spans.addLast(it)
                     if (spans.size > LiveState.SPANS) spans.removeFirst()
                 }
             } ?: break
-            onEvent(event, sound)
+            onEvent(event, sound, ageS)
         }
         onChange.run()
     }

@@ -39,6 +39,11 @@ class Stream(private val engine: Engine, val bundle: Bundle, private val ring: R
         if (hop !in 1..window) throw InputError("The hop must be longer than 0 and not longer than the window.")
         this.window = window
         this.hop = hop
+        restart()
+    }
+
+    /** The next window begins at the next sample. */
+    fun restart() {
         base = ring.end
         next = 0
     }

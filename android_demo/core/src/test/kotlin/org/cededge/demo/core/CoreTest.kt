@@ -233,7 +233,7 @@ class CoreTest {
         val long = Bundle("m.onnx", "int8", "", 1, "", "", 10.0, 16_000, 15_000, listOf("Dog"))
         for (bundle in listOf(long, fakeBundle(1))) for (windowS in listOf(0.1, 0.5, 2.0, 10.0)) {
             // It throws where the window does not fit; nobody catches that when the microphone starts.
-            Listener(Quarters(), bundle, Settings(windowS = windowS, hopS = windowS), {}, { _, _ -> })
+            Listener(Quarters(), bundle, Settings(windowS = windowS, hopS = windowS), {}, { _, _, _ -> })
         }
     }
 
@@ -250,7 +250,7 @@ class CoreTest {
 
     @Test fun aLongEventKeepsItsLastSeconds() {
         val lengths = ArrayList<Int>()
-        val listener = Listener(Quarters(), fakeBundle(1), Settings(windowS = 0.5, hopS = 0.5, smooth = 1, keepSound = true), {}, { _, sound -> lengths += sound!!.size })
+        val listener = Listener(Quarters(), fakeBundle(1), Settings(windowS = 0.5, hopS = 0.5, smooth = 1, keepSound = true), {}, { _, sound, _ -> lengths += sound!!.size })
         for ((seconds, amplitude) in listOf(2 to 0.9f, 2 to 0f, 90 to 0.9f, 2 to 0f)) repeat(seconds) {
             listener.accept(FloatArray(16_000) { amplitude }, 16_000)
             listener.predictAll()
@@ -258,6 +258,42 @@ class CoreTest {
         listener.finishFile()
         // The first begins with the stream: half a second follows it. The second has half a second on either side.
         assertEquals(listOf(2.5, 11.0), lengths.map { it / 16_000.0 })
+    }
+
+    @Test fun lostSoundEndsEvents() {
+        val found = ArrayList<List<Double>>()
+        val listener = Listener(Quarters(), fakeBundle(1), Settings(windowS = 0.5, hopS = 0.25, smooth = 1), {}, { e, _, ageS -> found += listOf(e.startS, e.endS, ageS) })
+        fun loud(seconds: Int) {
+            listener.accept(FloatArray(16_000 * seconds) { 0.9f }, 16_000 * seconds)
+            listener.predictAll()
+        }
+        loud(2)
+        listener.gap()
+        assertEquals("at once, when the clock still fits", listOf(listOf(0.0, 2.0, 2.0)), found)
+        loud(3)
+        listener.finishFile()
+        assertEquals(listOf(listOf(0.0, 2.0, 2.0), listOf(2.0, 5.0, 3.0)), found)
+    }
+
+    @Test(timeout = 60_000) fun soundLostDuringAPredictionEndsItsEvents() {
+        val found = ArrayList<Event>()
+        lateinit var listener: Listener
+        var windows = 0
+        val engine = object : Engine {
+            override val runtime = "test"
+
+            override fun predict(window: FloatArray, count: Int, probs: FloatArray) {
+                probs.fill(0.9f)
+                if (++windows == 2) listener.gap()
+            }
+
+            override fun close() = Unit
+        }
+        listener = Listener(engine, fakeBundle(1), Settings(windowS = 0.5, hopS = 0.5, smooth = 1), {}, { e, _, _ -> found += e })
+        listener.accept(FloatArray(24_000), 24_000) // three windows: the third is behind the gap's begin and is dropped
+        listener.predictAll()
+        assertEquals(listOf(0.0 to 1.0), found.map { it.startS to it.endS })
+        assertEquals(2, windows)
     }
 
     @Test(timeout = 60_000) fun aSlowPhoneDropsHopsAndCountsThem() {
@@ -276,7 +312,7 @@ class CoreTest {
             override fun close() = Unit
         }
         val settings = Settings(windowS = 0.5, hopS = 0.1)
-        val listener = Listener(slow, fakeBundle(), settings, {}, { _, _ -> })
+        val listener = Listener(slow, fakeBundle(), settings, {}, { _, _, _ -> })
         listener.start()
         listener.accept(FloatArray(8_000), 8_000)
         synchronized(gate) { while (!entered) gate.wait() }
@@ -292,7 +328,7 @@ class CoreTest {
     }
 
     @Test fun aHopMakesNoGarbage() {
-        val listener = Listener(Quarters(), fakeBundle(), Settings(windowS = 0.5, hopS = 0.1, smooth = 3), {}, { _, _ -> })
+        val listener = Listener(Quarters(), fakeBundle(), Settings(windowS = 0.5, hopS = 0.1, smooth = 3), {}, { _, _, _ -> })
         val piece = FloatArray(800) { 0.1f }
         val state = LiveState()
         fun hops(n: Int) = repeat(2 * n) {
