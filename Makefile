@@ -13,6 +13,9 @@ test: .venv/ready  ## all tests, offline, on the CPU: a few minutes
 slow: .venv/ready  ## the tests that take minutes each
 	$(BIN)/pytest -m slow
 
+torture: .venv/ready  ## 1,000 kills and 400 failing disks at random moments of all stages; needs a C compiler
+	$(BIN)/python tests/torture.py --kills 1000 --failures 400 --work .venv/torture
+
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -326,3 +326,23 @@ def test_errors_that_nobody_foresaw_are_not_swallowed(stream: TrainingData, monk
     monkeypatch.setattr(Batches, "__iter__", broken)
     with pytest.raises(ZeroDivisionError, match="by nought"):
         take(stream, 1)
+
+
+@settings(max_examples=50)
+@given(clips=st.lists(st.integers(1, 9), min_size=1, max_size=12), batch=st.integers(1, 4), world=st.integers(1, 5))
+def test_a_reader_plans_its_part_of_all_clips(clips: list[int], batch: int, world: int) -> None:
+    """Each reader draws only its own shards. Together they must be the beginning of one sequence over all shards."""
+    shards = [Shard(f"shard-{i:06d}.tar", n, 1.0, "0" * 64) for i, n in enumerate(clips)]
+    packed = Pack("nowhere", RATE_HZ, shards, sum(clips), 1.0, 0, "0" * 64)
+    recipe = ViewRecipe()
+    assume(packed.clips // world >= batch)
+
+    def plan(batch: int, rank: int, world: int) -> list[list[int]]:
+        store = Store(Path("nowhere"), recipe, [], 1, packed.hash)
+        return dataset._plan(TrainingData(packed, store, recipe, batch, RATE_HZ, rank=rank, world=world), 3).tolist()
+
+    whole = plan(1, 0, 1)
+    assert sorted(whole) == [[shard, clip] for shard, n in enumerate(clips) for clip in range(n)]
+    parts = [row for rank in range(world) for row in plan(batch, rank, world)]
+    assert parts == whole[: len(parts)]
+    assert len(parts) == packed.clips // world // batch * batch * world

@@ -29,8 +29,8 @@ class Layout:
     """Where the pages of each column start, and where they end, in bytes."""
 
 
-def read_layout(file: Path) -> Layout:
-    """The footer of a Parquet file. Raises one of `BROKEN`, or OSError."""
+def read_footer(file: Path) -> bytes:
+    """The bytes of the footer of a Parquet file. Raises ValueError or OSError."""
     with file.open("rb") as f:
         f.seek(max(0, os.fstat(f.fileno()).st_size - 8))
         tail = f.read(8)  # the length of the footer, and PAR1
@@ -38,7 +38,12 @@ def read_layout(file: Path) -> Layout:
         if tail[4:] != b"PAR1" or length > _MAX_FOOTER_BYTES:
             raise ValueError("no footer, or too large a one")
         f.seek(-8 - length, os.SEEK_END)
-        fields = _Thrift(f.read(length)).struct()
+        return f.read(length)
+
+
+def read_layout(file: Path) -> Layout:
+    """The footer of a Parquet file. Raises one of `BROKEN`, or OSError."""
+    fields = _Thrift(read_footer(file)).struct()
     chunks = [chunk[3] for group in fields[4] for chunk in group[1]]
     if any(11 in chunk for chunk in chunks):  # dictionary_page_offset: another place where pages may be
         raise ValueError("a store has no dictionaries")

@@ -148,6 +148,17 @@ def units(job: Job) -> list[Unit]:
     return [(shard, epoch) for shard in job.pack.shards[rank::world] for epoch in job.store.epochs]
 
 
+def left(job: Job) -> tuple[list[Unit], int]:
+    """The units of this rank that are not in the store yet, and the number of views that are.
+
+    Raises InputError when a file of the store is for other clips, views or teachers.
+    """
+    all_units = units(job)
+    missing = set(job.store.left(dict.fromkeys(shard.name for shard, _ in all_units), job.store.epochs))
+    todo = [(shard, epoch) for shard, epoch in all_units if (shard.name, epoch) in missing]
+    return todo, sum(shard.clips for shard, _ in all_units) - sum(shard.clips for shard, _ in todo)
+
+
 def teach(job: Job, workers: int = 1, progress: Progress | None = None, ensemble: Ensemble | None = None) -> None:
     """Fill the store; a run that was stopped continues where it stopped.
 
@@ -159,12 +170,9 @@ def teach(job: Job, workers: int = 1, progress: Progress | None = None, ensemble
     """
     report = progress or (lambda _: None)
     _open(job.pack, job.store)
-    todo = []
-    for shard, epoch in units(job):
-        if job.store.done(epoch, shard.name):
-            report(shard.clips)
-        else:
-            todo.append((shard, epoch))
+    todo, done = left(job)
+    if done:
+        report(done)
     if not todo:
         return
     if job.device != "cpu":
