@@ -103,6 +103,8 @@ class Inside:
     """Whether it can be read from its beginning only."""
     frames: int | None = None
     """Samples per channel, where they are known and the decoder does not know them."""
+    is_lossless: bool = False
+    """Whether its blocks can be read one after the other, without a seek between them, to the same bits."""
 
 
 def sounds_in(f: BinaryIO) -> list[Inside]:
@@ -141,7 +143,7 @@ def _wav(f: BinaryIO, size: int) -> list[Inside]:
         return _mpeg(joined, 0, total) or [Inside()]
     claimed = None if wav.claimed is None or wav.tag not in _PER_SAMPLE_TAGS else wav.claimed // wav.frame_bytes
     if not spans or wav.is_plain:
-        return [Inside(claimed=claimed)]
+        return [Inside(claimed=claimed, is_lossless=True)]
     # Sizes beyond 4 GiB do not fit the header: libsndfile then reads to the end of the file.
     sizes = [min(n, 0xFFFFFFFF) for n in (12 + len(wav.header) + total, total)]
     header = b"RIFF" + struct.pack("<I", sizes[0]) + b"WAVE" + wav.header + b"data" + struct.pack("<I", sizes[1])
@@ -244,7 +246,7 @@ def _flac(f: BinaryIO, start: int, size: int) -> list[Inside]:
         stream = FlacStream(f, begin, end)
         claimed = stream.claimed or None
         if stream.is_right and len(begins) == 1:
-            found.append(Inside(claimed=claimed))
+            found.append(Inside(claimed=claimed, is_lossless=True))
         else:
             found.append(Inside(stream.corrected(), claimed, forward=stream.first != 0))
     return found

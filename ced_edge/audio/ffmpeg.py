@@ -126,6 +126,8 @@ class Media:
         self._name, self._file = name, file
         self.decoded = False
         """Whether any samples were decoded so far."""
+        self.is_bounded = False
+        """Decoders of lossy formats, and floats, go beyond 1.0."""
         self._reported = False
         self._open()
 

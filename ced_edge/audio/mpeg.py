@@ -145,25 +145,28 @@ def runs(f: BinaryIO | Spliced, start: int, stop: int) -> list[Run]:
     """All frames in the bytes [start, stop) of a file. What is no frame, and headers without sound, are passed over."""
     reader, found, place, is_mono = _Reader(f), list[Run](), start, False
     run, begin = Run(b"\0\0\0\0", []), start  # the frames from `begin` to `place` are counted, but in no span yet
+    lengths: dict[bytes, int] = {}  # of the headers of this run, so that most frames cost one look
     info: bytes | None = None
     while place + 4 <= stop:
         block, i = reader.from_(place)
+        j, frames = _skip(block, i, i + stop - place, lengths)
+        if frames:
+            run.frames += frames
+            place += j - i
+            continue
         length = _length(block[i : i + 3])
         if length and place + length > stop:
             break  # the last frame was cut
         same = length and not (block[i + 1] ^ run.head[1]) & 0xFE and not (block[i + 2] ^ run.head[2]) & 0x0C
         same = same and (block[i + 3] & 0xC0 == 0xC0) == is_mono
-        if same and any(block[i + 4 : i + 8]):  # a header without sound has zeros there
-            run.frames += 1
-            place += length
-            continue
         is_frame = length and (same or _continues(f, place, length, stop, not found))
         if is_frame and (header := _header(at(f, place, length))) is None:
             if not same:
                 _close(run, begin, place)
                 run, begin, is_mono = Run(block[i : i + 4], [], 0, info), place, block[i + 3] & 0xC0 == 0xC0
-                info = None
+                info, lengths = None, {}
                 found.append(run)
+            lengths[block[i : i + 4]] = length
             run.frames += 1
             place += length
             continue
@@ -176,6 +179,19 @@ def runs(f: BinaryIO | Spliced, start: int, stop: int) -> list[Run]:
         begin = place
     _close(run, begin, min(place, stop))
     return found
+
+
+def _skip(block: bytes, i: int, stop: int, lengths: dict[bytes, int]) -> tuple[int, int]:
+    """Pass over frames with known headers. Returns the index behind them, and their number."""
+    frames, last = 0, min(stop, len(block) - 8)
+    while i < last:
+        length = lengths.get(block[i : i + 4], 0)
+        # A header without sound has zeros behind it.
+        if not length or i + length > stop or block[i + 4 : i + 8] == b"\0\0\0\0":
+            break
+        i += length
+        frames += 1
+    return i, frames
 
 
 def _close(run: Run, begin: int, end: int) -> None:

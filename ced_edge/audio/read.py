@@ -39,44 +39,38 @@ def _name(source: Path | BinaryIO) -> str:
 
 
 def _is_pipe(source: Path | BinaryIO) -> bool:
-    """Whether it can be read once only: a named pipe, `/dev/fd/N` of a shell's `<(command)`, or a stream."""
-    if isinstance(source, Path):
-        return stat.S_ISFIFO(source.stat().st_mode)
-    return not source.seekable()
+    """Whether it can be read once only: a named pipe, `/dev/fd/N` of a shell's `<(command)`, or a stream.
 
-
-def _checked(path: Path) -> None:
-    """Raise AudioError unless the path is a file, or a pipe."""
-    name = str(path)
-    if not path.exists():
-        raise AudioError(name, "no such file")
-    if _is_pipe(path):
-        return
-    if not path.is_file():
-        raise AudioError(name, "not a file")
-    if path.stat().st_size == 0:
-        raise AudioError(name, "empty file")
+    Raises AudioError if it is no file either.
+    """
+    if not isinstance(source, Path):
+        return not source.seekable()
+    try:
+        info = source.stat()
+    except (FileNotFoundError, NotADirectoryError) as e:
+        raise AudioError(str(source), "no such file") from e
+    if stat.S_ISFIFO(info.st_mode):
+        return True
+    if not stat.S_ISREG(info.st_mode):
+        raise AudioError(str(source), "not a file")
+    if info.st_size == 0:
+        raise AudioError(str(source), "empty file")
+    return False
 
 
 @contextlib.contextmanager
-def _file(source: Path | BinaryIO) -> Iterator[BinaryIO]:
-    """The source as a file that can seek. The bytes of a pipe are copied to a temporary file without a name."""
-    with contextlib.ExitStack() as stack:
-        is_pipe = _is_pipe(source)
-        f: BinaryIO = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-        if not is_pipe:
-            yield f
-            return
-        spool = stack.enter_context(tempfile.TemporaryFile())
+def _spooled(f: BinaryIO, name: str) -> Iterator[BinaryIO]:
+    """The bytes of a pipe in a temporary file without a name, which can seek."""
+    with tempfile.TemporaryFile() as spool:
         size = 0
         while block := f.read(1 << 20):
             size += len(block)
             if size > MAX_PIPE_BYTES:
                 limit = f"more than {MAX_PIPE_BYTES >> 30} GB came through the pipe: write it to a file first"
-                raise AudioError(_name(source), limit)
+                raise AudioError(name, limit)
             spool.write(block)
         if not size:
-            raise AudioError(_name(source), "no data came through the pipe")
+            raise AudioError(name, "no data came through the pipe")
         yield spool
 
 
@@ -85,23 +79,20 @@ def _opened(source: Path | BinaryIO) -> Iterator[sndfile.Sound | Media]:
     """An open sound. Every failure, also during reading, becomes an AudioError."""
     name = _name(source)
     try:
-        if isinstance(source, Path):
-            _checked(source)
-        with _file(source) as f:
-            is_named = isinstance(source, Path) and not _is_pipe(source)
-            if (sound := sndfile.opened(name, source if is_named else f, f)) is not None:
-                with contextlib.closing(sound):
-                    yield sound
-                return
-            f.seek(0)
-            if f.read(4) == _APPLE_DOUBLE:
-                raise AudioError(name, "an AppleDouble file of macOS, without audio: take the file without `._`")
-            f.seek(0)
-            from ced_edge.audio import ffmpeg
+        with contextlib.ExitStack() as stack:
+            is_pipe, is_path = _is_pipe(source), isinstance(source, Path)
+            f: BinaryIO = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+            if is_pipe:
+                f = stack.enter_context(_spooled(f, name))
+            sound: sndfile.Sound | Media | None = sndfile.opened(name, source if is_path and not is_pipe else f, f)
+            if sound is None:
+                from ced_edge.audio import ffmpeg
 
-            suffix = source.suffix if isinstance(source, Path) else ""
-            with ffmpeg.opened(name, f, suffix) as media:
-                yield media
+                suffix = source.suffix if isinstance(source, Path) else ""
+                sound = stack.enter_context(ffmpeg.opened(name, f, suffix))
+            else:
+                stack.callback(sound.close)
+            yield sound
     except OSError as e:
         raise AudioError(name, f"unreadable ({e.strerror})") from e
     except soundfile.SoundFileError as e:
@@ -141,7 +132,8 @@ def load(source: Path | str | BinaryIO, rate_hz: int, start_s: float = 0.0, stop
         start = done = round(start_s * rate)
         for block in sound.blocks(start, None if stop_s is None else round(stop_s * rate)):
             try:
-                check_samples(block, done, rate)
+                if not sound.is_bounded:
+                    check_samples(block, done, rate)
             except InputError as e:
                 raise AudioError(name, f"unusable samples: {e}") from e
             done += len(block)

@@ -55,6 +55,8 @@ class Sound:
             f = self._open(inside[0])
         self._unused: soundfile.SoundFile | None = f  # serves the first reader: opening it again would take time
         self.rate_hz, self._channels = int(f.samplerate), int(f.channels)
+        self.is_bounded = str(f.subtype).startswith(("PCM_", "ALAC_"))
+        """Whether the format can hold no sample beyond 1.0, and no NaN."""
         self._frames = min(int(f.frames), inside[0].frames or _UNKNOWN_FRAMES)
 
     def seconds(self) -> float:
@@ -75,7 +77,8 @@ class Sound:
         none = True
         # Without a seek, all that is in front is decoded.
         sought = 0 < start < self._frames and self._can_seek
-        place = start if sought else 0
+        # A frame of MP3 may need bytes of the frames in front of it, which a jump without the header's table leaves out.
+        place = max(0, start - (self.rate_hz if only.frames else 0)) if sought else 0
         for block in self._all(place, notices=True):
             if stop is not None and place >= stop:
                 break
@@ -192,7 +195,7 @@ class Sound:
             source = os.fsencode(source) if os.name == "posix" else source
         else:
             source.seek(0)
-        kind = _Forward if forward or one.file is not None else soundfile.SoundFile
+        kind = _Forward if forward or one.is_lossless or one.file is not None else soundfile.SoundFile
         with quiet_c():
             return kind(source)
 

@@ -12,12 +12,15 @@ class Spliced(io.RawIOBase):
     """A read-only file that consists of bytes, and of spans (start, stop) of another file, one after the other."""
 
     def __init__(self, f: BinaryIO | Spliced, parts: Sequence[bytes | tuple[int, int]], pretend: int = 1) -> None:
-        """`pretend` times its size is what the file reports: for a decoder that estimates the length from it."""
-        self._f, self._parts, self._pretend = f, list(parts), pretend
+        """The file is `pretend` times as long as its parts: zeros follow. A decoder that estimates the length of the
+        sound from the size of the file then does not stop too early.
+        """
+        self._f, self._parts = f, list(parts)
         self._begins = [0]
         for part in self._parts:
             size = len(part) if isinstance(part, bytes) else part[1] - part[0]
             self._begins.append(self._begins[-1] + size)
+        self._size = self._begins[-1] * pretend
         self._at = 0
 
     def readable(self) -> bool:
@@ -27,7 +30,7 @@ class Spliced(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + (0, self._at, self._begins[-1] * self._pretend)[whence])
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
         return self._at
 
     def tell(self) -> int:
@@ -36,7 +39,10 @@ class Spliced(io.RawIOBase):
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # io accepts any writable buffer
         place = bisect.bisect_right(self._begins, self._at) - 1
         if place >= len(self._parts):
-            return 0
+            zeros = bytes(max(0, min(len(buffer), self._size - self._at)))
+            buffer[: len(zeros)] = zeros
+            self._at += len(zeros)
+            return len(zeros)
         part, skip = self._parts[place], self._at - self._begins[place]
         if isinstance(part, bytes):
             data = part[skip : skip + len(buffer)]
