@@ -46,15 +46,9 @@ class Sound:
         """Open the first sound. Raises soundfile.SoundFileError or TypeError on an unknown format."""
         self._name, self._source, self._inside = name, source, inside
         f = self._open(inside[0])
-        # Positions are sure only in one sound whose length is known.
-        self._can_seek = len(inside) == 1 and not inside[0].forward
-        if f.subtype == "VORBIS":
-            # Where no sample of a damaged file can be decoded, a seek ends the process with a segmentation fault.
-            with quiet_c(), f:
-                self._can_seek = self._can_seek and len(f.read(1)) == 1
-            f = self._open(inside[0])
         self._unused: soundfile.SoundFile | None = f  # serves the first reader: opening it again would take time
         self.rate_hz, self._channels = int(f.samplerate), int(f.channels)
+        self._is_vorbis = f.subtype == "VORBIS"
         self.is_bounded = str(f.subtype).startswith(("PCM_", "ALAC_"))
         """Whether the format can hold no sample beyond 1.0, and no NaN."""
         self._frames = min(int(f.frames), inside[0].frames or _UNKNOWN_FRAMES)
@@ -62,23 +56,33 @@ class Sound:
     def seconds(self) -> float:
         """Length in seconds: that of the header if its last sample can be decoded, else that of the whole sound."""
         only = self._inside[0]
-        if self._can_seek and 0 < self._frames < _UNKNOWN_FRAMES:
+        if 0 < self._frames < _UNKNOWN_FRAMES and self._can_seek():
             with contextlib.suppress(soundfile.SoundFileError), self._opened(only) as f, quiet_c():
                 f.seek(self._frames - 1)
                 if len(_read(f, 2)) == 1:
                     return self._frames / self.rate_hz
         return sum(map(len, self._all(0, notices=False))) / self.rate_hz
 
+    def _can_seek(self) -> bool:
+        """Whether positions are sure: only in one sound whose length is known."""
+        if len(self._inside) > 1 or self._inside[0].forward:
+            return False
+        if not self._is_vorbis:
+            return True
+        # Where no sample of a damaged file can be decoded, a seek ends the process with a segmentation fault.
+        with quiet_c(), self._open(self._inside[0]) as f:
+            return len(f.read(1)) == 1
+
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
         """Samples [start, stop) in blocks of (frames, channels). `stop` None is the end.
 
         Raises AudioError if there are none.
         """
-        none = True
+        none, place = True, 0
         # Without a seek, all that is in front is decoded.
-        sought = 0 < start < self._frames and self._can_seek
-        # A frame of MP3 may need bytes of the frames in front of it, which a jump without the header's table leaves out.
-        place = max(0, start - (self.rate_hz if only.frames else 0)) if sought else 0
+        if 0 < start < self._frames and self._can_seek():
+            # A frame of MP3 may need bytes of the frames in front of it. Only the header's table finds those.
+            place = max(0, start - (self.rate_hz if self._inside[0].frames else 0))
         for block in self._all(place, notices=True):
             if stop is not None and place >= stop:
                 break
