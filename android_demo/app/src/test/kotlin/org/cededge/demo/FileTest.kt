@@ -120,6 +120,8 @@ class FileTest {
             "of an unknown kind" to { file("a.wav", ByteArray(400), encoding = 99) },
             "0 channels" to { file("b.wav", ByteArray(400), channels = 0) },
             "at 0 Hz" to { file("c.wav", ByteArray(400), rate = 0) },
+            "at 383999 Hz" to { file("e.wav", ByteArray(400), rate = 383_999) },
+            "at 2147483647 Hz" to { file("f.wav", ByteArray(400), rate = Int.MAX_VALUE) },
             "no sound (NaN)" to { file("d.wav", bytes(400) { repeat(100) { putFloat(Float.NaN) } }, encoding = AudioFormat.ENCODING_PCM_FLOAT) },
         )
         for ((words, make) in cases) {

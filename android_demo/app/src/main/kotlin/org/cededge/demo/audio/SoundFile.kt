@@ -113,7 +113,7 @@ class SoundFile(private val context: Context, private val address: Uri, private 
     }
 
     private fun begin(fileChannels: Int, fileRate: Int) {
-        if (fileChannels !in 1..MAX_CHANNELS || fileRate !in RATES_HZ) {
+        if (fileChannels !in 1..MAX_CHANNELS || !Resampler.fits(fileRate, rateHz)) {
             throw InputError("The file has $fileChannels channels at $fileRate Hz: convert it to a WAV file of 44100 Hz.")
         }
         channels = fileChannels
@@ -165,7 +165,6 @@ class SoundFile(private val context: Context, private val address: Uri, private 
 
     private companion object {
         const val WAIT_US = 10_000L
-        val RATES_HZ = 1_000..384_000
         const val MAX_CHANNELS = 64
         const val MAX_SAMPLE = 8f // as ced_edge/audio/mix.py: decoders of lossy formats exceed 1
         const val PCM_24BIT = 21 // AudioFormat has the names since Android 12

@@ -22,12 +22,12 @@ class Resampler(fromHz: Int, toHz: Int) {
     private var output = 0L
 
     init {
-        require(fromHz > 0 && toHz > 0)
+        require(fits(fromHz, toHz))
         val g = gcd(fromHz, toHz)
         up = toHz / g
         down = fromHz / g
-        val cutoff = 0.94 * minOf(1.0, toHz.toDouble() / fromHz) // of the input's Nyquist frequency
-        half = ceil(ZEROS / cutoff).toInt()
+        val cutoff = cutoff(fromHz, toHz)
+        half = half(fromHz, toHz)
         taps = Array(up) { phase ->
             val shift = phase.toDouble() / up
             val t = DoubleArray(2 * half) { tap(it - half + 1 - shift, cutoff, half) }
@@ -85,13 +85,22 @@ class Resampler(fromHz: Int, toHz: Int) {
         return n
     }
 
-    private companion object {
-        const val ZEROS = 32.0 // zero crossings of the sinc on each side
-        const val BETA = 9.0
+    companion object {
+        private const val ZEROS = 32.0 // zero crossings of the sinc on each side
+        private const val BETA = 9.0
+        private const val MAX_TAPS = 4_000_000 // 16 MB; 44,099 Hz needs 3 million, 48,000 Hz needs 206
 
-        fun gcd(a: Int, b: Int): Int = if (b == 0) a else gcd(b, a % b)
+        /** Whether a phone has room for the filters: rates without a common divisor need thousands. */
+        fun fits(fromHz: Int, toHz: Int) = fromHz > 0 && toHz > 0 && 2L * half(fromHz, toHz) * (toHz / gcd(fromHz, toHz)) <= MAX_TAPS
 
-        fun tap(x: Double, cutoff: Double, half: Int): Double {
+        /** Of the input's Nyquist frequency. */
+        private fun cutoff(fromHz: Int, toHz: Int) = 0.94 * minOf(1.0, toHz.toDouble() / fromHz)
+
+        private fun half(fromHz: Int, toHz: Int) = ceil(ZEROS / cutoff(fromHz, toHz)).toInt()
+
+        private fun gcd(a: Int, b: Int): Int = if (b == 0) a else gcd(b, a % b)
+
+        private fun tap(x: Double, cutoff: Double, half: Int): Double {
             val r = x / half
             if (abs(r) >= 1) return 0.0
             val sinc = if (x == 0.0) cutoff else sin(PI * cutoff * x) / (PI * x)
@@ -99,7 +108,7 @@ class Resampler(fromHz: Int, toHz: Int) {
         }
 
         /** Modified Bessel function of order 0, as a power series. */
-        fun bessel(x: Double): Double {
+        private fun bessel(x: Double): Double {
             var sum = 1.0
             var term = 1.0
             var k = 1
