@@ -23,6 +23,7 @@ from distill.options import (
     clips_per_shard_option,
     config_options,
     device_option,
+    dtype_option,
     init_option,
     k_option,
     out_option,
@@ -121,6 +122,7 @@ def teachers(name: str | None, folder: Path, sha256: str | None, as_json: bool) 
     help="Processes: on the CPU they predict, for a GPU they render views.  [default: by the number of cores]",
 )
 @device_option
+@dtype_option(["fp32", "bf16", "fp16"], "Arithmetic of the teachers; another one makes another store.")
 @json_option()
 def teach(
     pack_path: str,
@@ -135,6 +137,7 @@ def teach(
     labels: bool,
     workers: int | None,
     device: str,
+    dtype: str,
     as_json: bool,
 ) -> None:
     """Predict every view of a pack by the teachers, once, into a store. Under torchrun, processes share the work."""
@@ -157,7 +160,7 @@ def teach(
             store = Store(out, views, described, k, shards.hash, clean=True)
             teach_labels(shards, store)
         else:
-            store = run_teach(shards, out, specs, views, k, device, workers=workers, clean=clean)
+            store = run_teach(shards, out, specs, views, k, device, workers=workers, clean=clean, dtype=dtype)
     rank, world = rank_and_world()
     if world > 1:
         log.info("%s: process %d of %d has finished", out, rank, world)
@@ -225,13 +228,7 @@ def train(
 @click.option("--out", type=FOLDER, help="Folder for reference.json and reference.npz.  [default: not written]")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Clips per prediction.")
 @device_option
-@click.option(
-    "--dtype",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Arithmetic of the checkpoint.",
-)
+@dtype_option(["fp32", "bf16"], "Arithmetic of the checkpoint.")
 @json_option()
 def evaluate(
     checkpoint: str | None,

@@ -63,6 +63,13 @@ device_option = click.option(
     callback=_check_device,
     help="Where torch computes: cpu, cuda, or one GPU such as cuda:1.",
 )
+
+
+def dtype_option(choices: list[str], text: str) -> Callable[[F], F]:
+    """--dtype, one of the choices; fp32 is the default."""
+    return click.option("--dtype", type=click.Choice(choices), default="fp32", show_default=True, help=text)
+
+
 init_option = click.option(
     "--init", help="Weights to start from: a file, a run, a folder, or a hub name (mispeech/ced-tiny)."
 )

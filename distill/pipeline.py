@@ -135,13 +135,15 @@ def run_teach(
     workers: int | None = None,
     clean: bool = False,
     ensemble: Ensemble | None = None,
+    dtype: str = "fp32",
 ) -> Store:
     """Stage 2: shards -> the ensemble's predictions of every view. Under torchrun, processes share the shards.
 
     `ensemble` holds the teachers where they are loaded already.
     """
-    ensemble = ensemble or Ensemble(load_teachers(teachers, local_device(device)), shards.rate_hz)
-    job = Job(shards, Store(out, views, ensemble.describe(), k, shards.hash, clean), tuple(teachers), device)
+    ensemble = ensemble or Ensemble(load_teachers(teachers, local_device(device)), shards.rate_hz, dtype)
+    store = Store(out, views, ensemble.describe(), k, shards.hash, clean)
+    job = Job(shards, store, tuple(teachers), device, ensemble.dtype)
     # A GPU's own process is busy with the teachers: one core is left to it.
     share = cores() // local_world() - (device != "cpu")
     with watched(), stage("teach", sum(shard.clips for shard, _ in units(job))) as progress:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_teach import make_teacher
 from torch import Tensor
 
 from ced_edge.errors import InputError
+from ced_edge.network.frontend import LogMel
+from ced_edge.spec import FrontendSpec
 from distill.teachers.ensemble import Ensemble
+from distill.teachers.load import load_teachers
+from distill.teachers.mobilenet import MobileNetFrontEnd
 
 RATE_HZ = 16_000
 
@@ -99,3 +106,29 @@ def test_refuses() -> None:
     other.device = torch.device("meta")
     with pytest.raises(InputError, match="on one device"):
         Ensemble([Constant("a", {0: 1}), other], RATE_HZ)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bf16", 0.03), ("fp16", 0.004)])
+def test_lower_precision_is_another_store_with_nearly_the_same_predictions(
+    dtype: str, most: float, tmp_path: Path
+) -> None:
+    """bfloat16 has 8 bits and float16 has 11: errors of products are below 2^-8 and 2^-11 of the values."""
+    teachers = load_teachers([make_teacher(tmp_path)])
+    exact, lower = Ensemble(teachers, RATE_HZ), Ensemble(teachers, RATE_HZ, dtype)
+    assert "dtype" not in exact.describe()[0]
+    assert lower.describe() == [{**exact.describe()[0], "dtype": dtype}]
+    wave = torch.from_numpy(np.random.default_rng(0).normal(0.0, 0.1, (4, RATE_HZ)).astype(np.float32))
+    found = lower(wave)
+    assert found.dtype == torch.float32
+    error = float((found - exact(wave)).abs().max())
+    assert 0.0 < error < most
+    with pytest.raises(InputError, match="unknown dtype 'int8': choose one of fp32, bf16, fp16"):
+        Ensemble(teachers, RATE_HZ, "int8")
+
+
+def test_the_front_ends_stay_in_float32() -> None:
+    wave = 0.1 * torch.randn(1, 32_000, generator=torch.Generator().manual_seed(0))
+    for front_end in (LogMel(FrontendSpec()), MobileNetFrontEnd()):
+        exact = front_end(wave)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(front_end(wave), exact)

@@ -24,7 +24,7 @@ from fsspec.registry import _registry
 
 from ced_edge.audio.clips import Clip
 from ced_edge.errors import InputError
-from distill.packing import shards
+from distill.packing import location, shards
 from distill.packing.pack import PackConfig, pack
 from distill.packing.shards import Pack, ShardReader, clip_rms, read_shard
 
@@ -83,7 +83,8 @@ def test_shards_are_read_front_to_back_without_a_seek(packed: Pack, monkeypatch:
     feeder.join()
 
 
-def test_a_web_server_is_a_location(packed: Pack) -> None:
+def test_a_web_server_is_a_location(packed: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(location, "WAITS_S", (0.01,))
     with serve(Path(packed.location)) as url:
         fetched = Pack.open(f"{url}/")
         assert (fetched.hash, fetched.shards) == (packed.hash, packed.shards)

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
+import random
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from ced_edge.errors import InputError, first_line
 
+log = logging.getLogger(__name__)
+
+WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Before each new try, when a server fails."""
 REMOTE = ("http", "https", "s3", "gs")
 _EXTRA = {"http": "train", "https": "train", "s3": "cloud", "gs": "cloud"}
 _CONNECT_S = 30.0
@@ -41,22 +48,59 @@ def join(location: str, name: str) -> str:
 
 
 class Reader:
-    """A file that is read once, front to back. It hashes what it reads, and never reads more than `most_bytes`."""
+    """A file that is read once, front to back. It hashes what it reads, and never reads more than `most_bytes`.
 
-    def __init__(self, file: Any, path: str, mend: str, most_bytes: int) -> None:
-        self._file, self._path, self._mend = file, path, mend
+    A server may fail now and then. The file is then opened again after a while, and read on from where it was.
+    """
+
+    def __init__(self, kind: str | None, path: str, mend: str, most_bytes: int) -> None:
+        """Open the file. Raises InputError, with `mend`, when it cannot be read."""
+        self._kind, self._path, self._mend = kind, path, mend
         self._most_bytes, self._bytes = most_bytes, 0
         self._hash = hashlib.sha256()
+        self._file: BinaryIO | None = None
+        self._patiently(lambda _: b"")
 
     def read(self, size: int) -> bytes:
         """The next bytes, at most `size` of them; none at the end. Raises InputError."""
-        with _one_line(self._path, self._mend):
-            block: bytes = self._file.read(size)
+        block = self._patiently(lambda file: file.read(size))
         self._bytes += len(block)
         if self._bytes > self._most_bytes:
             raise InputError(f"{self._path} is larger than {self._most_bytes} bytes: {self._mend}")
         self._hash.update(block)
         return block
+
+    def _patiently(self, use: Callable[[BinaryIO], bytes]) -> bytes:
+        """Use the open file. When a server fails, wait and try again, longer each time. Raises InputError."""
+        with _one_line(self._path, self._mend):
+            for wait_s in WAITS_S if self._kind else ():
+                try:
+                    return use(self._opened())
+                except Exception as e:
+                    if not _may_pass(e):
+                        raise
+                    log.info("%s: %s; trying again in %g s", self._path, first_line(_cause(e)), wait_s)
+                    self.close()
+                    time.sleep(wait_s * random.uniform(0.5, 1.5))  # many readers should not come back at once
+            return use(self._opened())
+
+    def _opened(self) -> BinaryIO:
+        """The file, where it was read up to."""
+        if self._file is None:
+            self._file = _open(self._kind, self._path)
+            skipped = 0
+            while skipped < self._bytes:
+                if not (block := self._file.read(min(1 << 20, self._bytes - skipped))):
+                    raise ValueError("the file has become shorter")
+                skipped += len(block)
+        return self._file
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            with contextlib.suppress(Exception):  # a failed connection may fail once more
+                self._file.close()
+        self._file = None
 
     def blocks(self) -> Iterator[bytes]:
         """What is left of the file, in blocks."""
@@ -71,11 +115,22 @@ class Reader:
 @contextlib.contextmanager
 def open_file(location: str, name: str, mend: str, most_bytes: int) -> Iterator[Reader]:
     """The file `name` of a location. Raises InputError with `mend`, here and from `read`, when it cannot be read."""
-    kind, path = scheme(location), join(location, name)
-    with _one_line(path, mend):
-        file = _open(kind, path)
-    with file:
-        yield Reader(file, path, mend, most_bytes)
+    with contextlib.closing(Reader(scheme(location), join(location, name), mend, most_bytes)) as reader:
+        yield reader
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it is worth trying again: not for a missing file, missing rights, or a missing library."""
+    cause = _cause(error)
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return status >= 500 or status in (408, 429)  # the server is busy, or the client too fast
+    return not isinstance(cause, FileNotFoundError | PermissionError | InputError | ImportError)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """fsspec reports a web server that is out of reach as a missing file, too: the cause is what happened."""
+    return error.__cause__ or error if isinstance(error, FileNotFoundError) else error
 
 
 def _open(kind: str | None, path: str) -> BinaryIO:
@@ -108,8 +163,7 @@ def _one_line(path: str, mend: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as e:  # the disk's errors, and those of each HTTP and cloud client
-        # fsspec reports a web server that is out of reach as a missing file, too: the cause is what happened.
-        cause = e.__cause__ or e if isinstance(e, FileNotFoundError) else e
+        cause = _cause(e)
         if isinstance(cause, FileNotFoundError):
             raise InputError(f"no such file: {path}; {mend}") from e
         raise InputError(f"cannot read {path} ({first_line(cause)}): {mend}") from e

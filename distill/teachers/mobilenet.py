@@ -181,7 +181,8 @@ class MobileNetFrontEnd(nn.Module):
     def log_mel(self, spectrum: Tensor) -> Tensor:
         """Complex spectrum (B, bins, T) -> log-mel (B, 128, T), scaled as the network expects."""
         power = spectrum.real.square().add_(spectrum.imag.square())
-        mel = torch.matmul(self.filters, power)
+        with torch.autocast(power.device.type, enabled=False):  # 16 bits would lose the quiet sounds
+            mel = torch.matmul(self.filters, power)
         return mel.add_(1e-5).log_().add_(4.5).div_(5.0)
 
 

@@ -49,6 +49,12 @@ class Job:
     teachers: tuple[TeacherSpec, ...]
     device: str = "cpu"
     """Under torchrun `cuda` is the GPU of the rank."""
+    dtype: str = "fp32"
+    """Arithmetic of the teachers, see `Ensemble`."""
+
+    def load(self) -> Ensemble:
+        """The teachers, on this process's device."""
+        return Ensemble(load_teachers(self.teachers, local_device(self.device)), self.pack.rate_hz, self.dtype)
 
 
 def batch_seconds(device: torch.device) -> float:
@@ -94,7 +100,7 @@ class TeachWorker:
     def __init__(self, job: Job, ensemble: Ensemble | None = None) -> None:
         """Load the job's teachers, unless they are given as `ensemble`. Raises InputError for a store of others."""
         self.job = job
-        self.ensemble = ensemble or Ensemble(load_teachers(job.teachers, local_device(job.device)), job.pack.rate_hz)
+        self.ensemble = ensemble or job.load()
         # A teacher's file may have been exchanged since the store was begun.
         if self.ensemble.describe() != job.store.teachers:
             names = ", ".join(t["name"] for t in self.ensemble.describe())
