@@ -12,7 +12,8 @@ A case is a good file with random damage (fuzz_mutations.py), read by the functi
 - the peak memory of the process is over 500 MB more than before the case, or
 - the process dies.
 
-The damage depends only on --seed, the kind and the number of the case. A file that fails is kept.
+The damage depends only on --seed, the kind and the number of the case (but each new Ogg file has a random serial
+number). A file that fails is kept.
 """
 
 from __future__ import annotations
