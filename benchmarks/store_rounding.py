@@ -33,6 +33,8 @@ from distill.teaching.views import ViewRecipe, draw, render
 from distill.training.losses import top_k_kl
 
 FLOOR = 1e-6
+FEWER_BITS = (7, 6, 5, 4)
+"""Rounding that the store does not offer: what it would save, and what it would cost."""
 RULES = ("tail", "smallest", "zero")
 
 
@@ -88,6 +90,12 @@ def compare(values: str, rule: str, p: Float32, answers: TopK) -> Row:
     )  # fmt: skip
 
 
+def coarse(p: Float32, bits: int) -> Float32:
+    """Probabilities rounded to so many bits on the store's square-root scale."""
+    levels = np.float32((1 << bits) - 1)
+    return np.asarray(np.square(np.round(np.sqrt(p) * levels) / levels))
+
+
 def entropy(p: Float32) -> float:
     """The least possible binary cross-entropy against p: mean over views and classes, in nats."""
     x = np.clip(p.astype(np.float64), 1e-12, 1.0 - 1e-12)
@@ -108,13 +116,18 @@ def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard
     ensemble = Ensemble(load_teachers(specs), pack.rate_hz)
     p = predict(pack, shard, recipe, ensemble)
     exact = TopK.top_k(p, k)
+
+    def stored_as(values: TopK) -> tuple[TopK, float]:
+        """What comes back from a store of these values, and its bytes per view."""
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store(Path(folder), recipe, ensemble.describe(), k, pack.hash)
+            store.create()
+            store.write(0, pack.shards[shard].name, values)
+            return store.read(0, pack.shards[shard].name, len(p)), store.bytes() / len(p)
+
     half = replace(exact, value=exact.value.astype(np.float16).astype(np.float32))
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder), recipe, ensemble.describe(), k, pack.hash)
-        store.create()
-        store.write(0, pack.shards[shard].name, exact)
-        stored = store.read(0, pack.shards[shard].name, len(p))
-        size = store.bytes() / len(p)
+    stored, size = stored_as(exact)
+    coarser = {bits: stored_as(replace(exact, value=coarse(exact.value, bits))) for bits in FEWER_BITS}
     whole = TopK.top_k(p, p.shape[1])
     rounded = replace(whole, value=dequantise(quantise(whole.value)))
     rows = [
@@ -123,6 +136,7 @@ def main(pack_path: str, teacher: tuple[str, ...], seconds: float, k: int, shard
         for rule in RULES
     ]
     rows.append(replace(compare("8 bits", "zero", p, rounded), rule="none"))
+    rows += [compare(f"{bits} bits, {bytes_:.1f} bytes", "tail", p, back) for bits, (back, bytes_) in coarser.items()]
     facts = {
         "clips": len(p),
         "seconds": seconds,
