@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from ced_edge.audio.flac import FlacStream, flac_begins
-from ced_edge.audio.mpeg import Run, adts_frame, first_mpeg_frame, has_frames, runs, xing_frame
+from ced_edge.audio.mpeg import Run, adts_frame, first_mpeg_frame, has_ac3, has_frames, runs, xing_frame
 from ced_edge.audio.spliced import Spliced, at
 
 _SIGNATURES = (
@@ -32,6 +32,7 @@ _SIGNATURES = (
     (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA/ASF"),
     (0, b"wvpk", "WavPack"),
     (0, b"MAC ", "APE"),
+    (0, b"\x7f\xfe\x80\x01", "DTS"),
     (0, b"TTA1", "TTA"),
     (0, b"MPCK", "Musepack"),
     (0, b"riff\x2e\x91\xcf\x11", "W64"),
@@ -56,6 +57,8 @@ def encoded_kind(head: bytes) -> str | None:
         return "MP3"
     if any(_has_ts_packets(head, start) for start in (0, 4)):
         return "MPEG-TS"
+    if has_ac3(head):
+        return "AC-3"
     if first_mpeg_frame(head) >= 0:
         return "MP3"
     place = head.find(b"\xff")
@@ -113,7 +116,8 @@ def sounds_in(f: BinaryIO) -> list[Inside]:
     A decoder believes the length in a header. It is wrong if a recorder was never closed, if the file was written
     through a pipe or was cut, and if files were joined end to end. So the bytes of each sound are found here:
 
-        wav     all data chunks together; a size of 0, or one after which no chunk follows, means "to the end"
+        wav     all data chunks together; a size of 0, or one after which no chunk follows, means "to the end"; each
+                file of several that were joined is a sound
         flac    with the number of samples that its last frame shows
         ogg     each link of a chain (`cat a.opus b.opus`) is a sound
         mp3     with the number of its frames; each run of frames of one rate and channel count is a sound
@@ -122,7 +126,7 @@ def sounds_in(f: BinaryIO) -> list[Inside]:
     """
     size = f.seek(0, io.SEEK_END)
     head = at(f, 0, 12)
-    if head[:4] in _WAV_IDS and head[8:] == b"WAVE":
+    if _is_wav(head):
         found = _wav(f, size)
     elif head[:4] == b"OggS":
         found = _ogg(f, size)
@@ -134,16 +138,30 @@ def sounds_in(f: BinaryIO) -> list[Inside]:
 
 
 def _wav(f: BinaryIO, size: int) -> list[Inside]:
-    """WAV, RF64 and BW64."""
-    wav = _Wav(f, size)
+    """WAV, RF64 and BW64: one file, or several that were joined."""
+    found: list[Inside] = []
+    begin = 0
+    while begin < size:
+        rest = Spliced(f, [(begin, size)]) if begin else f
+        wav = _Wav(rest, size - begin)
+        is_only = begin == 0 and wav.end == size
+        found += _wav_sounds(rest, wav, None if is_only else Spliced(rest, [(0, wav.end)]))
+        begin += wav.end
+        if len(found) > MAX_SOUNDS:
+            raise ValueError(_TOO_MANY)
+    return found
+
+
+def _wav_sounds(f: BinaryIO | Spliced, wav: _Wav, whole: Spliced | None) -> list[Inside]:
+    """`whole` is the WAV file as it is, None if `f` is that file."""
     spans = wav.data
     total = sum(stop - start for start, stop in spans)
     if wav.tag in _MPEG_TAGS and spans:
         joined = Spliced(f, list(spans))
-        return _mpeg(joined, 0, total) or [Inside()]
+        return _mpeg(joined, 0, total) or [Inside(whole)]
     claimed = None if wav.claimed is None or wav.tag not in _PER_SAMPLE_TAGS else wav.claimed // wav.frame_bytes
     if not spans or wav.is_plain:
-        return [Inside(claimed=claimed, is_lossless=True)]
+        return [Inside(whole, claimed, is_lossless=True)]
     # Sizes beyond 4 GiB do not fit the header: libsndfile then reads to the end of the file.
     sizes = [min(n, 0xFFFFFFFF) for n in (12 + len(wav.header) + total, total)]
     header = b"RIFF" + struct.pack("<I", sizes[0]) + b"WAVE" + wav.header + b"data" + struct.pack("<I", sizes[1])
@@ -153,8 +171,10 @@ def _wav(f: BinaryIO, size: int) -> list[Inside]:
 class _Wav:
     """The chunks of a WAV file."""
 
-    def __init__(self, f: BinaryIO, size: int) -> None:
+    def __init__(self, f: BinaryIO | Spliced, size: int) -> None:
         self._f, self._size = f, size
+        self.end = size
+        """Where the next WAV file begins, if files were joined."""
         self.header = b""
         """The chunks in front of the samples."""
         self.data: list[tuple[int, int]] = []
@@ -169,6 +189,9 @@ class _Wav:
         place = 12
         for _ in range(MAX_SOUNDS):
             if place + 8 > size:
+                break
+            if self.data and _is_wav(at(f, place, 12)):
+                self.end = place
                 break
             place = self._chunk(place)
         else:
@@ -228,7 +251,11 @@ class _Wav:
         return stop
 
 
-def _is_chunk(f: BinaryIO, place: int, size: int) -> bool:
+def _is_wav(head: bytes) -> bool:
+    return head[:4] in _WAV_IDS and head[8:] == b"WAVE"
+
+
+def _is_chunk(f: BinaryIO | Spliced, place: int, size: int) -> bool:
     """Whether a chunk that ends within the file begins at `place`."""
     head = at(f, place, 8)
     if len(head) < 8 or not all(32 <= c < 127 for c in head[:4]):
@@ -317,7 +344,7 @@ def _mpeg(f: BinaryIO | Spliced, start: int, size: int) -> list[Inside]:
     found = runs(f, start, size)
     if len(found) > MAX_SOUNDS:
         raise ValueError(_TOO_MANY)
-    if len(found) == 1 and not isinstance(f, Spliced) and _is_right(found[0]):
+    if len(found) == 1 and not isinstance(f, Spliced) and len(found[0].spans) == 1 and _is_right(found[0]):
         return [Inside()]
     sounds = []
     for run in found:
@@ -326,11 +353,11 @@ def _mpeg(f: BinaryIO | Spliced, start: int, size: int) -> list[Inside]:
             # The decoder estimates the length from the size, and stops there: it must not estimate too little.
             sounds.append(Inside(Spliced(f, run.spans, pretend=64), None, False, samples))
         else:
-            claimed = run.claimed * run.samples_per_frame
+            claimed = None if _is_right(run) else run.claimed * run.samples_per_frame
             sounds.append(Inside(Spliced(f, [xing_frame(run), *run.spans]), claimed))
     return sounds
 
 
 def _is_right(run: Run) -> bool:
     """Whether the header claims the frames that are there. Some encoders count the header as well."""
-    return len(run.spans) == 1 and run.claimed in (run.frames, run.frames + 1)
+    return run.claimed in (run.frames, run.frames + 1)

@@ -158,20 +158,24 @@ class Media:
         """Close the track. The file stays open."""
         self._container.close()
 
-    def seconds(self) -> float:
-        """Length in seconds, from all packets of the track, or its samples if they have gaps. Raises AudioError."""
+    def seconds(self, exact: bool = True) -> float:
+        """Length in seconds. Raises AudioError.
+
+        Packets do not show it exactly: decoders leave out silence that an encoder has added. So the track is decoded,
+        unless the header of mp4 agrees with the packets: the sound is cut there. With `exact` False, the packets do.
+        """
         timeline, header_s = self._timeline(), self._header_s()
         if timeline.end_s <= 0:
             raise AudioError(self._name, "no samples")
-        if not timeline.is_even:
-            self.close()
-            self._open()  # the timeline was read to its end
-            self._reported = True
-            return sum(map(len, self.blocks())) / self.rate_hz
-        # An encoder pads the last packet. A header that agrees with the packets is more exact.
-        if header_s is not None and timeline.end_s - _TOLERANCE_S < header_s <= timeline.end_s:
-            return header_s
-        return timeline.end_s
+        agrees = header_s is not None and timeline.end_s - _TOLERANCE_S < header_s <= timeline.end_s
+        if timeline.is_even and header_s is not None and agrees and self._format == "mov":
+            return round(header_s * self.rate_hz) / self.rate_hz
+        if timeline.is_even and not exact:
+            return timeline.end_s
+        self.close()
+        self._open()  # the timeline was read to its end
+        self._reported = True
+        return sum(map(len, self.blocks())) / self.rate_hz
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
         """Samples [start, stop) in blocks of (frames, channels). `stop` None is the end. Raises AudioError."""
@@ -336,8 +340,16 @@ class Media:
         return float(frame.pts * frame.time_base) - self._zero_s
 
 
+def _as_doubles(frame: AudioFrame) -> AudioFrame:
+    import av
+
+    return av.AudioResampler(format="dbl").resample(frame)[0]
+
+
 def _samples(frame: AudioFrame) -> Float32:
     """A decoded frame of any sample type -> (frames, channels) float32."""
+    if frame.format.name in ("s64", "s64p"):  # PyAV has no array type for it
+        frame = _as_doubles(frame)
     raw: NDArray[Any] = frame.to_ndarray()
     wave = raw.T if frame.format.is_planar else raw.reshape(-1, len(frame.layout.channels))
     if wave.dtype.kind == "u":

@@ -1,4 +1,4 @@
-"""Frames of MPEG audio: MP3 and MP2 (ISO 11172-3, ISO 13818-3), and AAC in ADTS frames (ISO 13818-7).
+"""Frames of MPEG audio: MP3 and MP2 (ISO 11172-3, ISO 13818-3), and AAC in ADTS frames (ISO 13818-7); of AC-3 too.
 
 An MP3 file has its length in an optional first frame, which is called the Xing or Info header. Without it, a decoder
 estimates the length from the size of the file, and is wrong for a variable bit rate. So the frames are counted here.
@@ -23,6 +23,7 @@ _KBIT = {
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
 _RATES_HZ = (44_100, 48_000, 32_000)  # of MPEG 1; MPEG 2 has half of it, MPEG 2.5 a quarter
+_AC3_KBIT = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _BLOCK = 1 << 20
 _LAME_BYTES = 36  # the part of a Xing header in which encoders write how much silence they added
 _ENCODERS = (b"LAME", b"Lavf", b"Lavc", b"GOGO")
@@ -55,6 +56,24 @@ def adts_frame(head: bytes) -> int:
         return 0
     length = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
     return length if length > 7 else 0
+
+
+def has_ac3(data: bytes) -> bool:
+    """Whether two frames of AC-3 or E-AC-3 (ETSI TS 102 366) follow each other from the start."""
+    length = _ac3_frame(data[:6])
+    return length > 0 and _ac3_frame(data[length : length + 6]) > 0
+
+
+def _ac3_frame(head: bytes) -> int:
+    if len(head) < 6 or head[:2] != b"\x0b\x77" or head[5] >> 3 > 16:
+        return 0
+    if head[5] >> 3 > 10:  # E-AC-3
+        return 2 * ((head[2] & 7) << 8 | head[3]) + 2
+    rate, code = head[4] >> 6, head[4] & 63
+    if rate == 3 or code >= 2 * len(_AC3_KBIT):
+        return 0
+    kbit = _AC3_KBIT[code // 2]
+    return 2 * (2 * kbit, kbit * 320 // 147 + code % 2, 3 * kbit)[rate]
 
 
 def has_frames(data: bytes, frame: Callable[[bytes], int], start: int, least: int) -> bool:

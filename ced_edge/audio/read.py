@@ -99,10 +99,13 @@ def _opened(source: Path | BinaryIO) -> Iterator[sndfile.Sound | Media]:
         raise AudioError(name, "truncated or damaged") from e
 
 
-def duration_s(source: Path | BinaryIO) -> float:
-    """Length in seconds: that of the header only if it was found to be right. Raises AudioError."""
+def duration_s(source: Path | BinaryIO, exact: bool = True) -> float:
+    """Length in seconds: that of the header only if it was found to be right. Raises AudioError.
+
+    With `exact` False it may be some tens of milliseconds off, and is found without decoding a video's sound.
+    """
     with _opened(source) as sound:
-        return sound.seconds()
+        return sound.seconds() if exact or isinstance(sound, sndfile.Sound) else sound.seconds(exact=False)
 
 
 def stream(source: Path | BinaryIO) -> Generator[tuple[Float32, int], None, None]:

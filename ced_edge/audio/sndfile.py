@@ -18,6 +18,7 @@ from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ, AudioError
 from ced_edge.audio.containers import Inside, sounds_in
 from ced_edge.audio.mix import with_channels
 from ced_edge.audio.quiet import quiet_c
+from ced_edge.audio.spliced import Spliced
 
 _BLOCK_FRAMES = 1 << 18
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a length near 2**63 where the header has none
@@ -46,6 +47,8 @@ class Sound:
         """Open the first sound. Raises soundfile.SoundFileError or TypeError on an unknown format."""
         self._name, self._source, self._inside = name, source, inside
         f = self._open(inside[0])
+        # GSM in WAV cannot seek. A file of parts always can.
+        self._is_seekable = inside[0].file is not None or soundfile.SoundFile.seekable(f)
         self._unused: soundfile.SoundFile | None = f  # serves the first reader: opening it again would take time
         self.rate_hz, self._channels = int(f.samplerate), int(f.channels)
         self._is_vorbis = f.subtype == "VORBIS"
@@ -65,7 +68,7 @@ class Sound:
 
     def _can_seek(self) -> bool:
         """Whether positions are sure: only in one sound whose length is known."""
-        if len(self._inside) > 1 or self._inside[0].forward:
+        if len(self._inside) > 1 or self._inside[0].forward or not self._is_seekable:
             return False
         if not self._is_vorbis:
             return True
@@ -126,7 +129,7 @@ class Sound:
             yield from ((block, len(block)) for block in blocks)
             return
         log.info(
-            "%s: changes to %d Hz and %d channels, and is converted to %d Hz and %d",
+            "%s: changes to %d Hz x %d channels, and is converted to %d Hz x %d",
             *(self._name, rate_hz, f.channels, self.rate_hz, self._channels),
         )
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
@@ -198,6 +201,8 @@ class Sound:
             # As bytes: a file name may not be valid text in the system's encoding.
             source = os.fsencode(source) if os.name == "posix" else source
         else:
+            if one.file is None:  # a seek in front of the beginning is an exception in files of Python
+                source = Spliced(source, [(0, source.seek(0, os.SEEK_END))])
             source.seek(0)
         kind = _Forward if forward or one.is_lossless or one.file is not None else soundfile.SoundFile
         with quiet_c():

@@ -30,7 +30,9 @@ class Spliced(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        place = offset + (0, self._at, self._size)[whence]
+        # libsndfile seeks in front of the beginning where a header is wrong. As in C, the position then stays.
+        self._at = place if place >= 0 else self._at
         return self._at
 
     def tell(self) -> int:

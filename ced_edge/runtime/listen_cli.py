@@ -157,7 +157,7 @@ def listen(
 
 
 def _summarise(stats: ListenStats, source: Any) -> None:
-    text = f"tagged {stats.seconds:.1f} s in {stats.windows} windows"
+    text = f"tagged {stats.seconds:.1f} s in {stats.windows} window{'s' * (stats.windows != 1)}"
     if stats.skipped:
         text += f"; skipped {stats.skipped}: this machine is too slow for this hop"
     if stats.gaps:

@@ -115,7 +115,7 @@ def tag_files(
                 raise AudioError(str(STDIN), "stdin is closed: pipe a file into it")
             source = sys.stdin.buffer
         # For the progress bar. What can be read once only is not read for its length.
-        length_s = math.inf if is_pipe(paths[i]) else duration_s(paths[i])
+        length_s = math.inf if is_pipe(paths[i]) else duration_s(paths[i], exact=False)
         for tags in tag_file(StreamingTagger(own, window_s, hop_s, gain_db), source):
             shares[i] = min(1.0, tags.end_s / length_s)
             yield tags
