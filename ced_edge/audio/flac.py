@@ -6,32 +6,24 @@ recording. The header of the last frame has the true number.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from ced_edge.audio.spliced import Spliced, at
 
 _HEADER = 42  # "fLaC", 4 bytes of a block header, 34 bytes of STREAMINFO
+_BLOCK = 1 << 20
+_MARKER = re.compile(rb"fLaC[\0\x80]\0\0\x22")  # STREAMINFO follows: 34 bytes, perhaps the last block before the frames
 _TAIL = 1 << 17  # more than two frames
 _BLOCK_SIZES = {1: 192} | {n: 576 << (n - 2) for n in range(2, 6)} | {n: 256 << (n - 8) for n in range(8, 16)}
 
 
 def flac_begins(f: BinaryIO, start: int, size: int) -> Iterator[int]:
     """The bytes at which FLAC streams begin, from `start` on."""
-    for place in range(start, size, 1 << 20):
-        block = at(f, place, (1 << 20) + 7)  # a marker may begin at the end of the block
-        found = _marker(block, 0)
-        while found >= 0 and found < 1 << 20:
-            yield place + found
-            found = _marker(block, found + 1)
-
-
-def _marker(block: bytes, start: int) -> int:
-    found = block.find(b"fLaC", start)
-    # STREAMINFO follows. It has 34 bytes, and may be the last block before the frames.
-    while found >= 0 and block[found + 4 : found + 8] not in (b"\0\0\0\x22", b"\x80\0\0\x22"):
-        found = block.find(b"fLaC", found + 1)
-    return found
+    for place in range(start, size, _BLOCK):
+        block = at(f, place, min(_BLOCK + 7, size - place))  # a marker may begin at the end of the block
+        yield from (place + found.start() for found in _MARKER.finditer(block))
 
 
 class FlacStream:

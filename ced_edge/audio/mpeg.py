@@ -150,19 +150,20 @@ class _Reader:
     """Bytes of a file, at any place, in blocks."""
 
     f: BinaryIO | Spliced
+    stop: int
     begin: int = 0
     block: bytes = field(default=b"")
 
     def from_(self, place: int) -> tuple[bytes, int]:
         """A block that holds the bytes from `place` on, and the index of `place` in it."""
         if not self.begin <= place < self.begin + len(self.block) - 8:
-            self.begin, self.block = place, at(self.f, place, _BLOCK)
+            self.begin, self.block = place, at(self.f, place, min(_BLOCK, self.stop - place))
         return self.block, place - self.begin
 
 
 def runs(f: BinaryIO | Spliced, start: int, stop: int) -> list[Run]:
     """All frames in the bytes [start, stop) of a file. What is no frame, and headers without sound, are passed over."""
-    reader, found, place, is_mono = _Reader(f), list[Run](), start, False
+    reader, found, place, is_mono = _Reader(f, stop), list[Run](), start, False
     run, begin = Run(b"\0\0\0\0", []), start  # the frames from `begin` to `place` are counted, but in no span yet
     lengths: dict[bytes, int] = {}  # of the headers of this run, so that most frames cost one look
     info: bytes | None = None

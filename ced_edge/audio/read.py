@@ -132,6 +132,7 @@ def load(source: Path | str | BinaryIO, rate_hz: int, start_s: float = 0.0, stop
     mixer: Mixer | None = None
     with _opened(source) as sound:
         rate = sound.rate_hz
+        resampler: soxr.ResampleStream | None = None
         start = done = round(start_s * rate)
         for block in sound.blocks(start, None if stop_s is None else round(stop_s * rate)):
             try:
@@ -139,13 +140,19 @@ def load(source: Path | str | BinaryIO, rate_hz: int, start_s: float = 0.0, stop
                     check_samples(block, done, rate)
             except InputError as e:
                 raise AudioError(name, f"unusable samples: {e}") from e
+            if mono and resampler is None and rate != rate_hz:
+                # A long file block by block: this gives the bits of `resample`, and needs less memory.
+                resampler = soxr.ResampleStream(rate, rate_hz, 1, "float32", quality="HQ")
+                mono = [resampler.resample_chunk(_joined(mono))]
             done += len(block)
             # A part does not repeat the notice of the file's beginning.
             mixer = mixer or Mixer(block.shape[1], rate, None if start else name)
-            mono.append(mixer.push(block))
-    if mixer is not None:
-        mono.append(mixer.finish())
-    return resample(_joined([part for part in mono if len(part)]), rate, rate_hz)
+            mixed = mixer.push(block)
+            mono.append(mixed if resampler is None else resampler.resample_chunk(mixed))
+    rest = np.empty(0, np.float32) if mixer is None else mixer.finish()
+    if resampler is not None:
+        return _joined([*mono, resampler.resample_chunk(rest, last=True)])
+    return resample(_joined([*mono, rest] if len(rest) else mono), rate, rate_hz)
 
 
 def resample(wave: Float32, from_hz: int, to_hz: int) -> Float32:
