@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from ced_edge.audio import sndfile
+from ced_edge.audio.clips import read_manifest
 from ced_edge.audio.containers import encoded_kind
 from ced_edge.audio.read import decode, duration_s, load
 
@@ -122,3 +123,11 @@ def test_ac3_is_no_pcm(codec: str, kind: str, rate_hz: int, bit_rate: int) -> No
             container.mux(stream.encode(part))
     assert encoded_kind(buffer.getvalue()[:4_096]) == kind
     assert encoded_kind(b"\x0b\x77" + bytes(4_094)) is None
+
+
+def test_a_warning_about_a_label_with_a_line_break_is_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.csv").write_bytes(b'filename,labels\r\n"a.wav","Foo\nbar"\r\n')
+    read_manifest(tmp_path / "a.csv", labels_needed=False)
+    assert "Foo bar (1)" in caplog.text

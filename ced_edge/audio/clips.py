@@ -69,7 +69,7 @@ def read_manifest(
     if places.elsewhere:
         log.info("%s: %d files are in another folder or format than it says", path, places.elsewhere)
     if left_out:
-        names = ", ".join(f"{name[:60]} ({n})" for name, n in left_out.most_common(5))
+        names = ", ".join(f"{' '.join(name.split())[:60]} ({n})" for name, n in left_out.most_common(5))
         more = f" and {len(left_out) - 5} more" if len(left_out) > 5 else ""
         total = left_out.total()
         log.warning("%s: left out labels that are no AudioSet class, %d in all: %s%s", path, total, names, more)
