@@ -25,6 +25,12 @@ NOISE = np.random.default_rng(0).uniform(-0.4, 0.4, 3 * RATE).astype(np.float32)
 TONES = (0.3 * np.sin(np.cumsum(0.02 + 0.2 * np.arange(3 * RATE) / RATE / 3))).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def without_pyav(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FFmpeg reads some of these files as well, and would hide that libsndfile fails."""
+    monkeypatch.setitem(sys.modules, "av", None)
+
+
 def encoded(wave: Float32, format: str, subtype: str | None = None, rate_hz: int = RATE) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave, rate_hz, format=format, subtype=subtype)
