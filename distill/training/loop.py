@@ -185,7 +185,7 @@ class Trainer:
         try:
             state = load_torch(path)
             # States of old versions, which knew no torchrun, have no number of processes.
-            different = differences(self.recipe, {"processes": 1, **state["recipe"]})
+            different = differences({"processes": 1, **self.recipe}, {"processes": 1, **state["recipe"]})
         except Exception as e:  # a broken file can raise almost anything
             raise InputError(f"{path} is no training state ({first_line(e)}): delete it to start over") from e
         if different:
