@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DATA=${DATA:?a manifest of audio to train on} EVAL=${EVAL:?a manifest with labels} TEACHERS=${TEACHERS:?NAME=PATH ...}
-OUT=${OUT:-runs/gpu} DEVICE=${DEVICE:-cuda} PYTHON=${PYTHON:-python3} STUDENT=${STUDENT:-students/tiny-esc10-pool}
+OUT=${OUT:-runs/gpu} DEVICE=${DEVICE:-cuda} PYTHON=${PYTHON:-python3} STUDENT=${STUDENT:-students/tiny}
 WINDOWS=${WINDOWS:-8x10} STEPS=${STEPS:-2000} BATCH=${BATCH:-128} RATE_S=${RATE_S:-5} RATE_BATCH=${RATE_BATCH:-128}
 SECONDS_OF_VIEW=${SECONDS_OF_VIEW:-10}
 WORKERS=${WORKERS:-$(($(nproc) > 2 ? $(nproc) - 1 : 1))}
