@@ -211,5 +211,5 @@ def test_what_csv_writes_comes_back(
     writer.writerow(["labels", column])
     pairs = [(name, tuple(sorted(found))) for name, found in zip(names, indices, strict=False)]
     writer.writerows([";".join(map(str, found)), name] for name, found in pairs)
-    path = write(tmp_path_factory.getbasetemp() / "any.csv", mark + text.getvalue())
+    path = write(tmp_path_factory.mktemp("table") / "any.csv", mark + text.getvalue())
     assert [(c.id, c.labels or ()) for c in read_manifest(path)] == pairs
