@@ -86,6 +86,9 @@ def _opened(source: Path | BinaryIO) -> Iterator[sndfile.Sound | Media]:
                 f = stack.enter_context(_spooled(f, name))
             sound: sndfile.Sound | Media | None = sndfile.opened(name, source if is_path and not is_pipe else f, f)
             if sound is None:
+                f.seek(0)
+                if f.read(4) == _APPLE_DOUBLE:
+                    raise AudioError(name, "an AppleDouble file of macOS, without audio: take the file without `._`")
                 from ced_edge.audio import ffmpeg
 
                 suffix = source.suffix if isinstance(source, Path) else ""
