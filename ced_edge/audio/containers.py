@@ -7,11 +7,14 @@ import itertools
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from ced_edge.audio.flac import FlacStream, flac_begins
+from ced_edge.audio.joined import files_in
 from ced_edge.audio.mpeg import Run, adts_frame, first_mpeg_frame, has_ac3, has_frames, runs, xing_frame
 from ced_edge.audio.spliced import Spliced, at
+
+_Place = TypeVar("_Place", int, tuple[int, int])
 
 _SIGNATURES = (
     (0, b"OggS", "Ogg"),
@@ -121,6 +124,7 @@ def sounds_in(f: BinaryIO) -> list[Inside]:
         flac    with the number of samples that its last frame shows
         ogg     each link of a chain (`cat a.opus b.opus`) is a sound
         mp3     with the number of its frames; each run of frames of one rate and channel count is a sound
+        aiff    each file of several that were joined is a sound; also au, w64 and caf
 
     Raises ValueError if there are too many.
     """
@@ -130,6 +134,8 @@ def sounds_in(f: BinaryIO) -> list[Inside]:
         found = _wav(f, size)
     elif head[:4] == b"OggS":
         found = _ogg(f, size)
+    elif len(files := _few(files_in(f, size))) > 1:
+        found = [Inside(Spliced(f, [span])) for span in files]
     else:
         start = _after_id3(f, size)
         found = (_flac if at(f, start, 4) == b"fLaC" else _mpeg_file)(f, start, size)
@@ -311,7 +317,7 @@ def _find(f: BinaryIO, word: bytes, start: int, size: int) -> int | None:
     return None
 
 
-def _few(places: Iterator[int]) -> list[int]:
+def _few(places: Iterator[_Place]) -> list[_Place]:
     found = list(itertools.islice(places, MAX_SOUNDS + 1))
     if len(found) > MAX_SOUNDS:
         raise ValueError(_TOO_MANY)

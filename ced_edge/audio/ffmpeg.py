@@ -14,6 +14,7 @@ An encoder puts some silence before the first sample. FFmpeg removes it if the f
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import logging
 import os
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from ced_edge.arrays import Float32
 from ced_edge.audio.base import MAX_RATE_HZ, MEDIA_SUFFIXES, MIN_RATE_HZ, AudioError
+from ced_edge.audio.joined import mp4_files
 from ced_edge.audio.mix import with_channels
 
 if TYPE_CHECKING:
@@ -179,6 +181,8 @@ class Media:
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Float32]:
         """Samples [start, stop) in blocks of (frames, channels). `stop` None is the end. Raises AudioError."""
+        if start == 0:
+            self._report_joined()
         held: list[Float32] = []
         none = True
         for at, wave in self._waves(start, stop):
@@ -237,6 +241,16 @@ class Media:
         # An encoder pads the last frame. Only mp4 says where the sound ended.
         end = round(header_s * self.rate_hz) - at if header_s is not None and self._format == "mov" else len(last)
         yield at, last[:end] if end > 0 else last
+
+    def _report_joined(self) -> None:
+        """Warn of further files behind this one, which FFmpeg passes over without notice."""
+        if self._format != "mov" or self._reported:
+            return
+        place = self._file.tell()
+        number = mp4_files(self._file, self._file.seek(0, io.SEEK_END))
+        self._file.seek(place)
+        if number > 1:
+            log.warning("%s: holds %d MP4 files, one after the other: only the first is used", self._name, number)
 
     def _report_gap(self, end: int, silence: int) -> None:
         """Report the first gap of what is read."""

@@ -1,0 +1,93 @@
+"""Files that were joined end to end: all are read, or a warning reports what is left out."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ced_edge.audio.joined import files_in, mp4_files
+from ced_edge.audio.read import decode, duration_s
+
+RATE = 16_000
+
+
+def noise(seconds: float, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("format", ["AIFF", "AU", "W64", "CAF"])
+@pytest.mark.parametrize("seconds", [(1.0, 0.5), (0.50003, 0.25, 1.0)])  # also an odd number of bytes
+def test_all_of_joined_files_are_read(
+    tmp_path: Path, format: str, seconds: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    data, waves = b"", []
+    for i, length in enumerate(seconds):
+        path = tmp_path / f"{i}.{format.lower()}"
+        soundfile.write(path, noise(length, i), RATE, format=format, subtype="PCM_24")
+        data += path.read_bytes()
+        waves.append(soundfile.read(path, dtype="float32")[0])
+    path = tmp_path / f"all.{format.lower()}"
+    path.write_bytes(data)
+    found, rate_hz = decode(path)
+    assert rate_hz == RATE
+    np.testing.assert_array_equal(found[:, 0], np.concatenate(waves))
+    assert caplog.messages == [f"{path}: holds {len(seconds)} sounds, one after the other: all are used"]
+    assert duration_s(path) == len(found) / RATE
+
+
+@pytest.mark.parametrize("format", ["AIFF", "AU", "W64", "CAF"])
+def test_bytes_behind_the_sound_are_no_sound(tmp_path: Path, format: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / f"a.{format.lower()}"
+    soundfile.write(path, noise(0.5, 0), RATE, format=format)
+    length = len(decode(path)[0])
+    path.write_bytes(path.read_bytes() + b"a tag that a program has left")
+    assert len(decode(path)[0]) - length < 16
+    assert not caplog.messages
+
+
+def mp4(path: Path, seed: int, *flags: str) -> bytes:
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("needs ffmpeg")
+    pytest.importorskip("av", reason="needs PyAV")
+    soundfile.write(path.with_suffix(".wav"), noise(2.0, seed), RATE)
+    command = ["ffmpeg", "-v", "error", "-y", "-i", path.with_suffix(".wav"), "-c:a", "aac", *flags, path]
+    subprocess.run(command, check=True)
+    return path.read_bytes()
+
+
+def test_joined_mp4_files_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one = mp4(tmp_path / "one.m4a", 0)
+    (tmp_path / "all.m4a").write_bytes(one + mp4(tmp_path / "two.m4a", 1))
+    length = len(decode(tmp_path / "one.m4a")[0])
+    assert not caplog.messages
+    assert len(decode(tmp_path / "all.m4a")[0]) == length
+    assert caplog.messages == [
+        f"{tmp_path / 'all.m4a'}: holds 2 MP4 files, one after the other: only the first is used"
+    ]
+
+
+def test_a_file_of_fragments_is_one_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mp4(tmp_path / "a.mp4", 0, "-movflags", "frag_keyframe+empty_moov", "-frag_duration", "500000")
+    decode(tmp_path / "a.mp4")
+    assert not caplog.messages
+
+
+@given(st.sampled_from([b"FORM", b".snd", b"riff", b"caff", b"\0\0\0\x08ftyp"]), st.binary(max_size=200))
+def test_any_bytes_end_in_parts_of_the_file(mark: bytes, rest: bytes) -> None:
+    f = io.BytesIO(mark + rest)
+    size = len(mark) + len(rest)
+    spans = list(files_in(f, size))
+    assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])]
+    assert all(start < stop for start, stop in spans)
+    assert spans[-1][1] == size
+    assert mp4_files(f, size) >= 1
