@@ -271,6 +271,16 @@ def test_a_tflite_file_that_crashes_or_never_ends(
         load_backend(tflite)
 
 
+def test_the_packaged_file_has_no_trial(tflite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Path] = []
+    monkeypatch.setattr(backends, "_trials", True)
+    monkeypatch.setattr(backends, "_try_out", lambda path, runtime, written: tried.append(path))
+    load_backend(tflite)
+    monkeypatch.setattr(backends, "PACKAGED", tflite.parent)
+    load_backend(tflite)
+    assert tried == [tflite]
+
+
 def pack(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_DEFLATED) -> None:
     """Append a zip archive of one file, as TFLite metadata does."""
     archive = io.BytesIO()

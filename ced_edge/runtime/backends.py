@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ced_edge.errors import CedEdgeError, InputError, first_line
-from ced_edge.runtime.bundle import LABELS_NAME
+from ced_edge.runtime.bundle import LABELS_NAME, PACKAGED
 
 TFLITE_RUNTIMES: tuple[tuple[str, str], ...] = (
     ("ai_edge_litert.interpreter", "ai-edge-litert"),
@@ -77,7 +77,7 @@ def load_backend(path: Path, threads: int = 1, runtime: str | None = None) -> Ba
 
     `runtime` is a package of `packages`; without it the first installed one is used. Raises InputError when the file
     is missing, has another suffix, is no model or does not run on `runtime`, or when the runtime is broken. A .tflite
-    file is run once in a child process before, because a damaged one can end the process.
+    file that is not this package's is run once in a child process before, because a damaged one can end the process.
     Raises NotInstalled when no runtime is installed.
     """
     if not path.is_file():
@@ -85,7 +85,8 @@ def load_backend(path: Path, threads: int = 1, runtime: str | None = None) -> Ba
     if path.suffix == ".onnx":
         return OnnxBackend(path, threads, runtime)
     if path.suffix == ".tflite":
-        if _trials and sys.executable:
+        # The file of this package can be trusted as much as its code.
+        if _trials and sys.executable and path.parent != PACKAGED:
             _try_out(path, runtime, path.stat().st_mtime_ns)
         return TfliteBackend(path, threads, runtime)
     raise InputError(f"{path} is not a model file: its name must end in .onnx or .tflite")
