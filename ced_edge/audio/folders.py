@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import errno
 import logging
 import os
 from collections.abc import Callable
@@ -57,8 +56,7 @@ def audio_files(folder: Path, failed: Callable[[OSError], None] = _refuse) -> li
                 is_folder = entry.is_dir()
             except OSError as e:  # unknown; if it is an audio file, its reader will report the reason
                 is_folder = False
-                # A link that leads to itself leads nowhere, as a link to a file that is gone.
-                if not is_audio and e.errno != errno.ELOOP:
+                if not is_audio:
                     failed(e)
             if entry.name.startswith("."):
                 hidden += is_folder or is_audio
