@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ced_edge.arrays import Float32
 from ced_edge.audio.base import MAX_RATE_HZ, MEDIA_SUFFIXES, MIN_RATE_HZ, AudioError
-from ced_edge.audio.joined import mp4_files
+from ced_edge.audio.joined import passed_over
 from ced_edge.audio.mix import with_channels
 
 if TYPE_CHECKING:
@@ -244,13 +244,13 @@ class Media:
 
     def _report_joined(self) -> None:
         """Warn of further files behind this one, which FFmpeg passes over without notice."""
-        if self._format != "mov" or self._reported:
+        if self._reported:
             return
         place = self._file.tell()
-        number = mp4_files(self._file, self._file.seek(0, io.SEEK_END))
+        more = passed_over(self._file, self._file.seek(0, io.SEEK_END), self._format)
         self._file.seek(place)
-        if number > 1:
-            log.warning("%s: holds %d MP4 files, one after the other: only the first is used", self._name, number)
+        if more:
+            log.warning("%s: holds %d files, one after the other: only the first is used", self._name, more + 1)
 
     def _report_gap(self, end: int, silence: int) -> None:
         """Report the first gap of what is read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -59,7 +60,44 @@ def files_in(f: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     yield begin, size
 
 
-def mp4_files(f: BinaryIO, size: int) -> int:
+def passed_over(f: BinaryIO, size: int, format: str) -> int:
+    """How many further files are behind the first one in `f`, which FFmpeg would pass over without notice.
+
+    `format` is FFmpeg's name of it: `mov` (MP4), `flv` or `tta`. 0 for the others.
+    """
+    if format == "mov":
+        return _mp4_files(f, size) - 1
+    if format not in _HEADERS:
+        return 0
+    mark, length, is_header = _HEADERS[format]
+    found = 0
+    for place in range(0, size, _BLOCK):
+        # A header may begin in this block and end in the next one.
+        block = at(f, place, _BLOCK + length - 1)
+        i = block.find(mark, 0 if place else 1)
+        while 0 <= i < _BLOCK:
+            found += is_header(block[i : i + length])
+            i = block.find(mark, i + 1)
+    return found
+
+
+def _is_flv(head: bytes) -> bool:
+    return head[4:5] in (b"\1", b"\4", b"\5") and head[5:] == b"\0\0\0\x09\0\0\0\0"
+
+
+def _is_tta(head: bytes) -> bool:
+    return len(head) == 22 and zlib.crc32(head[:18]) == int.from_bytes(head[18:], "little")
+
+
+_BLOCK = 1 << 20
+_HEADERS: dict[str, tuple[bytes, int, Callable[[bytes], bool]]] = {
+    "flv": (b"FLV\1", 13, _is_flv),
+    "tta": (b"TTA1", 22, _is_tta),
+}
+"""First bytes and length of a header, and whether bytes are one: the sizes of these files are nowhere in them."""
+
+
+def _mp4_files(f: BinaryIO, size: int) -> int:
     """How many MP4 files are in `f`: boxes `moov` on the top level. 1 for a file of fragments, which may repeat it."""
     place, indices = 0, 0
     for _ in range(_CHUNKS):
