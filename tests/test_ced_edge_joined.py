@@ -45,6 +45,23 @@ def test_all_of_joined_files_are_read(
     assert duration_s(path) == len(found) / RATE
 
 
+def test_a_change_of_rate_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    data = b""
+    for rate_hz in (RATE, 44_100):
+        soundfile.write(tmp_path / "a.wav", np.zeros((rate_hz, rate_hz // RATE), np.float32), rate_hz)
+        data += (tmp_path / "a.wav").read_bytes()
+    path = tmp_path / "both.wav"
+    path.write_bytes(data)
+    assert duration_s(path) == 2.0
+    assert not caplog.messages
+    assert len(decode(path)[0]) == 2 * RATE
+    assert caplog.messages == [
+        f"{path}: holds 2 sounds, one after the other: all are used",
+        f"{path}: changes from 16000 Hz (channels: 1) to 44100 Hz (channels: 2), and is converted back",
+    ]
+
+
 @pytest.mark.parametrize("format", ["AIFF", "AU", "W64", "CAF"])
 def test_bytes_behind_the_sound_are_no_sound(tmp_path: Path, format: str, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / f"a.{format.lower()}"

@@ -106,13 +106,14 @@ class Sound:
             try:
                 with self._opened(one) as f:
                     rate_hz = int(f.samplerate)
-                    for block in self._fitting(f, self._decoded(one, f, frames)):
+                    for block in self._fitting(f, self._decoded(one, f, frames), notices):
                         yield block[0]
                         frames += block[1]
             except soundfile.SoundFileError:
                 if i == 0:
                     raise
-                log.warning("%s: sound %d of %d cannot be read", self._name, i + 1, len(self._inside))
+                if notices:
+                    log.warning("%s: sound %d of %d cannot be read", self._name, i + 1, len(self._inside))
                 continue
             if notices and one.claimed is not None and abs(frames - one.claimed) > _SLACK_S * rate_hz:
                 log.warning(
@@ -122,16 +123,19 @@ class Sound:
                     frames / rate_hz,
                 )
 
-    def _fitting(self, f: soundfile.SoundFile, blocks: Iterator[Float32]) -> Iterator[tuple[Float32, int]]:
+    def _fitting(
+        self, f: soundfile.SoundFile, blocks: Iterator[Float32], notices: bool
+    ) -> Iterator[tuple[Float32, int]]:
         """Each block at the rate and with the channels of the first sound, and its number of samples before that."""
         rate_hz = int(f.samplerate)
         if (rate_hz, f.channels) == (self.rate_hz, self._channels):
             yield from ((block, len(block)) for block in blocks)
             return
-        log.info(
-            "%s: changes to %d Hz x %d channels, and is converted to %d Hz x %d",
-            *(self._name, rate_hz, f.channels, self.rate_hz, self._channels),
-        )
+        if notices:
+            log.info(
+                "%s: changes from %d Hz (channels: %d) to %d Hz (channels: %d), and is converted back",
+                *(self._name, self.rate_hz, self._channels, rate_hz, f.channels),
+            )
         if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
             raise AudioError(self._name, "bad sample rate or channel count")
         resampler = None
