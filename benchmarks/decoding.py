@@ -45,9 +45,11 @@ class Reader:
 
     def seconds(self, path: Path, times: int) -> float:
         """CPU seconds of one reading: the mean of so many."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(path.resolve(), times, file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        print(path.resolve(), times, file=stdin, flush=True)
+        line = stdout.readline()
         if not line:
             raise SystemExit(f"decoding.py: {path} cannot be read")
         return float(line)
