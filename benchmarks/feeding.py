@@ -45,7 +45,7 @@ class StandIn(TeachWorker):
         self.first_s: float | None = None
         self.free_at = self.idle_s = 0.0
         self.views = 0
-        super().__init__(job, NoTeachers())  # type: ignore[arg-type]
+        super().__init__(job, NoTeachers())  # type: ignore[arg-type]  # it has only what a TeachWorker reads
 
     def start(self, views: Views) -> Prediction:
         now = time.perf_counter()

@@ -135,7 +135,7 @@ class Watch:
                 os._exit(1)
 
     def _connect(self) -> Any:
-        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch's types lack it
 
         return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
 

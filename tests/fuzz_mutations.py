@@ -205,7 +205,7 @@ def _zip(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
 
 def _tar(data: bytes, others: Sequence[bytes], rng: Random) -> bytes:
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        members = [(member.name, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+        members = [(m.name, f.read()) for m in tar if (f := tar.extractfile(m)) is not None]
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, content in _one_changed(members, rng):

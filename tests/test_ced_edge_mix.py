@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,9 @@ def test_channels_that_cancel_give_the_louder_one(gain: float, caplog: pytest.Lo
         lambda a: (-0.3 * a).astype(np.float32),
     ],
 )
-def test_ordinary_stereo_is_the_mean(other: object, caplog: pytest.LogCaptureFixture) -> None:
+def test_ordinary_stereo_is_the_mean(other: Callable[[Float32], Float32], caplog: pytest.LogCaptureFixture) -> None:
     a = noise(3)
-    frames = stereo(a, other(a))  # type: ignore[operator]
+    frames = stereo(a, other(a))
     np.testing.assert_array_equal(mixed(frames, "a.wav"), frames.mean(axis=1, dtype=np.float32))
     np.testing.assert_array_equal(mixed(a[:, None]), a)
     assert not caplog.records

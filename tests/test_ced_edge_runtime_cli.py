@@ -231,8 +231,8 @@ def test_tag_reads_stdin_and_named_pipes(
         back, front = os.pipe()
         target = front if name == "-" else fifo
 
-        def write(target: object = target) -> None:
-            with open(target, "wb") as f:  # type: ignore[call-overload]
+        def write(target: int | Path = target) -> None:
+            with open(target, "wb") as f:
                 f.write(data)
 
         writer = threading.Thread(target=write)

@@ -15,6 +15,7 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from conftest import Call
 from sklearn.metrics import average_precision_score
+from tiny_bundle import random_model
 
 from ced_edge.network.ced import CED, predict
 from ced_edge.network.checkpoint import save_model
@@ -30,14 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the 
 
 @pytest.fixture(scope="module")
 def model() -> CED:
-    torch.manual_seed(1)
-    model = CED(ModelSpec(width=48, heads=3, depth=2)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.02 * torch.randn_like(p))
-        model.init_bn[1].running_mean.fill_(-40)
-        model.init_bn[1].running_var.fill_(100)
-    return model
+    return random_model()
 
 
 @pytest.fixture(scope="module")

@@ -11,28 +11,17 @@ import pytest
 import soundfile
 import torch
 from conftest import Call, refused
+from tiny_bundle import random_model
 
-from ced_edge.network.ced import CED, predict
+from ced_edge.network.ced import predict
 from ced_edge.network.checkpoint import save_model
 from ced_edge.runtime.bundle import read_bundle
 from ced_edge.runtime.tagger import Tagger
-from ced_edge.spec import ModelSpec
 from export.bundle import export_bundle
 from export.config import ExportConfig
 from export.sounds import fill, synthetic_waves
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the converters, while they are imported
-
-
-def random_model() -> CED:
-    torch.manual_seed(1)
-    model = CED(ModelSpec(width=48, heads=3, depth=2)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.02 * torch.randn_like(p))
-        model.init_bn[1].running_mean.fill_(-40)
-        model.init_bn[1].running_var.fill_(100)
-    return model
 
 
 @pytest.fixture(scope="module")

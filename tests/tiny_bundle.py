@@ -43,6 +43,19 @@ def tiny_model(seed: int = 0, spec: ModelSpec = SPEC) -> CED:
     return model
 
 
+def random_model() -> CED:
+    """Of 48 features, with weights near those of a new model."""
+    torch.manual_seed(1)
+    model = CED(ModelSpec(width=48, heads=3, depth=2)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+        norm: Any = model.init_bn[1]
+        norm.running_mean.fill_(-40)
+        norm.running_var.fill_(100)
+    return model
+
+
 class Probabilities(nn.Module):
     """Waveform (B, samples), or log-mel (B, n_mels, T), -> probabilities (B, n_classes)."""
 

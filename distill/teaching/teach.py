@@ -74,7 +74,7 @@ class Prediction:
     def __init__(self, views: Views, probs: Tensor) -> None:
         self.shard, self.epoch, self.ids = views.shard, views.epoch, views.ids
         # On a GPU the copy only begins here, and `wait` waits for its end. Other devices wait here.
-        self._event = torch.cuda.Event() if probs.is_cuda else None  # type: ignore[no-untyped-call]
+        self._event = torch.cuda.Event() if probs.is_cuda else None  # type: ignore[no-untyped-call]  # torch has no types
         self._probs = probs.to("cpu", non_blocking=probs.is_cuda)
         if self._event is not None:
             self._event.record()

@@ -222,7 +222,7 @@ class AppTest {
         shadowOf(audio).setInputDevices(listOf(headset))
         if (Build.VERSION.SDK_INT >= 31) shadowOf(audio).setAvailableCommunicationDevices(listOf(headset))
         center.change(center.settings.copy(device = center.devices.single().first))
-        fun linked() = if (Build.VERSION.SDK_INT >= 31) audio.communicationDevice == headset else @Suppress("DEPRECATION") audio.isBluetoothScoOn
+        fun linked() = if (Build.VERSION.SDK_INT >= 31) audio.communicationDevice == headset else @Suppress("DEPRECATION") audio.isBluetoothScoOn // its successor needs API 31
         val a = listening().get()
         assertTrue("without the link Android would record from another microphone", linked())
         a.press(R.id.listen)

@@ -60,7 +60,7 @@ class FileTest {
     private fun Activity.sent(): Intent? =
         @Suppress("DEPRECATION") shadowOf(this).nextStartedActivity?.getParcelableExtra<Intent>(Intent.EXTRA_INTENT) // its successor needs API 33
 
-    private fun Intent.address() = @Suppress("DEPRECATION") getParcelableExtra<Uri>(Intent.EXTRA_STREAM)!!
+    private fun Intent.address() = @Suppress("DEPRECATION") getParcelableExtra<Uri>(Intent.EXTRA_STREAM)!! // as above
 
     @Test fun aFileOpenedFromAnotherApp() {
         val address = file("dog.wav", pcm(clip))

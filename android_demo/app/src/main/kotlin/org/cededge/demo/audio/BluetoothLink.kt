@@ -14,7 +14,7 @@ class BluetoothLink(private val audio: AudioManager) : AutoCloseable {
         open = true
         if (Build.VERSION.SDK_INT >= 31) {
             audio.availableCommunicationDevices.firstOrNull { it.type == device.type }?.let(audio::setCommunicationDevice)
-        } else @Suppress("DEPRECATION") {
+        } else @Suppress("DEPRECATION") { // the only way before Android 12
             audio.startBluetoothSco()
             audio.isBluetoothScoOn = true
         }
@@ -24,7 +24,7 @@ class BluetoothLink(private val audio: AudioManager) : AutoCloseable {
         if (!open) return
         open = false
         if (Build.VERSION.SDK_INT >= 31) audio.clearCommunicationDevice()
-        else @Suppress("DEPRECATION") {
+        else @Suppress("DEPRECATION") { // as above
             audio.isBluetoothScoOn = false
             audio.stopBluetoothSco()
         }
