@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -61,20 +62,61 @@ def exit_with_parent() -> None:
 
 
 def in_order(pool: Pool, function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
-    """`map` over a pool, in order, with at most `ahead` items in flight so that memory stays flat."""
+    """`map` over a pool, in order, with at most `ahead` items in flight so that memory stays flat.
+
+    What `function` logs in another process is logged here, before its result.
+    """
     if pool is None:
         yield from map(function, items)
         return
-    waiting: collections.deque[concurrent.futures.Future[Result]] = collections.deque()
+    # Threads log by themselves.
+    call = _with_notices if isinstance(pool, concurrent.futures.ProcessPoolExecutor) else _without_notices
+    waiting: collections.deque[concurrent.futures.Future[tuple[Result, list[_Notice]]]] = collections.deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(pool.submit(call, function, item))
             if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+                yield _logged(*waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield _logged(*waiting.popleft().result())
     except BrokenProcessPool as e:
         raise CedEdgeError("a worker process died, perhaps out of memory: run again with --workers 1 to go on") from e
+
+
+_Notice = tuple[str, int, str]
+"""Name of a logger, level and message."""
+
+
+class _Collector(logging.Handler):
+    """Keeps notices, because a worker has no way to show them."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.notices: list[_Notice] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.notices.append((record.name, record.levelno, record.getMessage()))
+
+
+def _with_notices(function: Callable[[Item], Result], item: Item) -> tuple[Result, list[_Notice]]:
+    """In a worker: the result, and what was logged on the way to it."""
+    root, collector = logging.getLogger(), _Collector()
+    root.setLevel(logging.INFO)  # this process does nothing but such calls
+    root.addHandler(collector)
+    try:
+        return function(item), collector.notices
+    finally:
+        root.removeHandler(collector)
+
+
+def _without_notices(function: Callable[[Item], Result], item: Item) -> tuple[Result, list[_Notice]]:
+    return function(item), []
+
+
+def _logged(result: Result, notices: list[_Notice]) -> Result:
+    for name, level, message in notices:
+        logging.getLogger(name).log(level, "%s", message)
+    return result
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -86,27 +86,30 @@ class Sound:
         if 0 < start < self._frames and self._can_seek():
             # A frame of MP3 may need bytes of the frames in front of it. Only the header's table finds those.
             place = max(0, start - (self.rate_hz if self._inside[0].frames else 0))
-        for block in self._all(place, notices=True):
-            if stop is not None and place >= stop:
-                break
-            part = block[max(0, start - place) : None if stop is None else stop - place]
+        for block in self._all(place, notices=True, is_part=start > 0):
+            part = block[max(0, start - place) : None if stop is None else max(0, stop - place)]
             place += len(block)
             if len(part):
                 none = False
                 yield part
+            if stop is not None and place >= stop:
+                break  # the end of the file was not reached, so nothing is known about its header
         if none:
             raise AudioError(self._name, "no samples")
 
-    def _all(self, place: int, notices: bool) -> Iterator[Float32]:
-        """All samples from `place` on, which is in the first sound. With `notices`, wrong headers are reported."""
-        if len(self._inside) > 1 and notices:
+    def _all(self, place: int, notices: bool, is_part: bool = False) -> Iterator[Float32]:
+        """All samples from `place` on, which is in the first sound. With `notices`, wrong headers are reported.
+
+        A later part of a file that is read in parts does not repeat what the first one has reported.
+        """
+        if len(self._inside) > 1 and notices and not is_part:
             log.info("%s: holds %d sounds, one after the other: all are used", self._name, len(self._inside))
         for i, one in enumerate(self._inside):
             frames, rate_hz, place = place, self.rate_hz, 0
             try:
                 with self._opened(one) as f:
                     rate_hz = int(f.samplerate)
-                    for block in self._fitting(f, self._decoded(one, f, frames), notices):
+                    for block in self._fitting(f, self._decoded(one, f, frames), notices and not is_part):
                         yield block[0]
                         frames += block[1]
             except soundfile.SoundFileError:
