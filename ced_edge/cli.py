@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import click
 
 from ced_edge import __version__
-from ced_edge.errors import CedEdgeError
+from ced_edge.errors import CedEdgeError, printable
 
 COMMANDS = {
     "distill": ("distill.cli:distill", "The main job: pack, teach, train and evaluate, into runs/NAME."),
@@ -40,7 +40,6 @@ COMMANDS = {
 PACKAGES = ("ced_edge", "distill", "export")
 EXTRAS = {"distill": "train", "export": "export"}
 """Package of a subcommand -> the extra that installs all it needs."""
-
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Errors of a disk that takes no more bytes. Of stdout they name no file."""
@@ -81,7 +80,8 @@ class _Notices(logging.Handler):
 
 
 def _print(text: str) -> None:
-    click.echo(f"ced-edge: {text}", err=True)
+    """Print one line on stderr. Notices and the errors of libraries quote names from files too."""
+    click.echo(f"ced-edge: {printable(text)}", err=True)
 
 
 @contextlib.contextmanager

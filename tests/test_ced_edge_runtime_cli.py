@@ -214,6 +214,9 @@ def test_files_of_any_name(call: Call, audio: Path) -> None:
     rows = list(csv.reader(io.StringIO(out)))
     assert [len(row) for row in rows] == [7] * (1 + 3 * len(paths))
     assert rows[4][0] == str(paths[1])
+    # As text, a name is one line that a terminal only prints.
+    _, out, _ = call("tag", paths[1], "--bundle", bundle(), "--top", 1)
+    assert out.startswith(f"{audio / 'two'} lines.wav  0:")
     for path in paths:
         assert call("tag", path, "--bundle", bundle(), "--plot", "a.png")[::2] == (0, "")
 
@@ -277,5 +280,9 @@ def test_the_faults_of_a_file_are_reported_once(call: Call, tmp_path: Path) -> N
         pytest.approx(rms[0], abs=0.01), None, None, pytest.approx(0, abs=0.01)
     ]  # fmt: skip
     assert found["peak_dbfs"] == pytest.approx(0, abs=0.01)
+    hostile = tmp_path / "\x1b[2J\nx.wav"
+    shutil.copy(tmp_path / "x.wav", hostile)
+    lines = call("tag", hostile, "--bundle", bundle())[2].splitlines()
+    assert [line.startswith(rf"ced-edge: {tmp_path}/\x1b[2J x.wav: ") for line in lines] == [True, True]
     _, louder, _ = call("tag", tmp_path / "x.wav", "--bundle", bundle(), "--json", "--gain", -20)
     assert json.loads(louder)["level_dbfs"] == pytest.approx(found["level_dbfs"] - 20, abs=0.02)

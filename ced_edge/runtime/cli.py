@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ced_edge.audio.level import Gain
-from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.errors import CedEdgeError, InputError, printable
 from ced_edge.files import csv_line
 from ced_edge.machine import cores, redraws
 from ced_edge.options import FILE, bundle_option, find_bundle, given_flags, json_option, tagging_options
@@ -160,7 +160,7 @@ def _writer(as_json: bool, top: int, threshold: float) -> Callable[[Tagged], Non
             fields = {"file": str(result.path), "seconds": whole.end_s, **level_dict(whole.level)}
             click.echo(json.dumps({**fields, "tags": tag_dicts(whole, top, threshold), "windows": windows}))
             return
-        click.echo(f"{result.path}  {clock(whole.end_s)}")
+        click.echo(f"{printable(str(result.path))}  {clock(whole.end_s)}")
         click.echo(f"  {'all':21}  {level_text(whole.level)}  {tag_text(whole, top, threshold)}")
         for t in tags if len(tags) > 1 else ():
             times = f"{clock(t.start_s):>9} - {clock(t.end_s):>9}"
