@@ -1,4 +1,4 @@
-"""Write files atomically, read them with a largest size, hash them, and lock the folder of a run."""
+"""Write files atomically, read them with a largest size, hash them, tell pipes, and lock the folder of a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import io
 import json
 import os
 import secrets
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -184,6 +185,12 @@ def csv_line(row: Sequence[object]) -> str:
     line = io.StringIO(newline="")
     csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL).writerow(row)
     return line.getvalue()
+
+
+def is_fifo(path: Path | str) -> bool:
+    """Whether it is a named pipe, or a shell's `<(command)`: it can be read once only."""
+    # os.path, as Path.exists raises on names that the system refuses.
+    return os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode)
 
 
 def path_inside(folder: Path, name: str) -> Path:

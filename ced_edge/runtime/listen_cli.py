@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ import click
 from ced_edge.audio.base import MAX_RATE_HZ, MIN_RATE_HZ
 from ced_edge.audio.level import Gain
 from ced_edge.errors import CedEdgeError, InputError
+from ced_edge.files import is_fifo
 from ced_edge.options import SECONDS, Number, find_bundle, given_flags, json_option, tagging_options
 
 if TYPE_CHECKING:
@@ -195,7 +194,7 @@ def _source(source: str | None, rate_hz: int, channels: int, pcm_format: str, mi
 
 def _is_raw(source: str) -> bool:
     """Whether it is stdin, a named pipe, or a shell's `<(command)`: raw samples come through it."""
-    return source == "-" or (os.path.exists(source) and stat.S_ISFIFO(os.stat(source).st_mode))
+    return source == "-" or is_fifo(source)
 
 
 def _thresholds(text: str) -> tuple[int, tuple[float, float]]:

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 import queue
-import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from ced_edge.audio.folders import audio_files
 from ced_edge.audio.level import Gain, mean_level
 from ced_edge.audio.read import duration_s
 from ced_edge.errors import CedEdgeError
+from ced_edge.files import is_fifo
 from ced_edge.runtime.tagger import StreamingTagger, Tagger, Tags, mean_probs, tag_file
 
 _POLL_S = 0.2
@@ -29,8 +29,6 @@ _POLL_S = 0.2
 _AHEAD = 16
 """Files that may wait for an earlier one, which takes longer. All others wait to be started, so that the memory does
 not grow with the number of files."""
-
-
 STDIN = Path("-")
 """The name of the file that comes through stdin."""
 
@@ -52,8 +50,7 @@ class Tagged:
 
 def is_pipe(path: Path) -> bool:
     """Whether the path is STDIN, a named pipe, or a shell's `<(command)`."""
-    # os.path, as Path.exists raises on names that the system refuses.
-    return path == STDIN or (os.path.exists(path) and stat.S_ISFIFO(path.stat().st_mode))
+    return path == STDIN or is_fifo(path)
 
 
 def walk(paths: Sequence[Path], failed: Callable[[OSError], None]) -> list[Path]:
