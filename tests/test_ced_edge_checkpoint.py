@@ -32,7 +32,7 @@ from ced_edge.labels import labels_hash
 from ced_edge.network import checkpoint
 from ced_edge.network.ced import CED
 from ced_edge.network.checkpoint import find_checkpoint, git_revision, load_model, read_metadata, save_model
-from ced_edge.spec import ModelSpec, size
+from ced_edge.spec import FrontendSpec, ModelSpec, size
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,9 @@ def test_other_heads_than_those_of_the_file_are_refused(model: CED, tmp_path: Pa
     save_model(tmp_path / "m.safetensors", model, {})
     with pytest.raises(InputError, match="is a 48x2 with 3 heads; requested is a 48x2 with 6 heads"):
         load_model(tmp_path / "m.safetensors", ModelSpec(width=48, heads=6, depth=2))
+    other = ModelSpec(width=48, heads=3, depth=2, frontend=FrontendSpec(top_db=80.0))
+    with pytest.raises(InputError, match=r"requested is a 48x2 with 3 heads and another front end$"):
+        load_model(tmp_path / "m.safetensors", other)
 
 
 def test_a_long_time_embedding_is_cut_aloud(state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

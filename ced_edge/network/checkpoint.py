@@ -118,7 +118,7 @@ def load_model(source: str | Path, spec: ModelSpec | None = None, heads: int | N
         # The weights would load, because the shapes are equal, and give wrong predictions.
         raise InputError(
             f"{found.weights} is a {written.name} with {written.heads} heads; requested is a {spec.name} with "
-            f"{spec.heads} heads and the same front end"
+            f"{spec.heads} heads{' and another front end' * (written.frontend != spec.frontend)}"
         )
     _check_classes(state, spec, found.weights)
     _fit_time_embedding(state, spec, found.weights)
