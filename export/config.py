@@ -26,7 +26,7 @@ class ExportConfig:
 
     @property
     def needs_ranges(self) -> bool:
-        """Whether any of the files has ranges that are measured before the export."""
+        """Whether any of the files has ranges that export measures."""
         return "int8-static" in self.kinds or ("int8" in self.kinds and "tflite" in self.formats)
 
     def __post_init__(self) -> None:
