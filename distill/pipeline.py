@@ -36,6 +36,7 @@ from distill.teachers.spec import TeacherSpec
 from distill.teaching.store import Store
 from distill.teaching.teach import Job, teach, units
 from distill.teaching.views import ViewRecipe
+from distill.training.balance import clip_weights
 from distill.training.batches import TrainingData, batches_per_pass
 from distill.training.config import PretrainConfig, TrainConfig
 from distill.training.disturb import Chances
@@ -176,6 +177,7 @@ def run_train(
         rank=rank,
         world=world,
         chances=Chances(config.gain, config.noise, config.band, config.reverb),
+        weights=tuple(clip_weights(shards, store, config.balance)) if config.balance else (),
     )
     with watched(), _bar("train") as bar:
         return train(run, stream, config, init=student, device=device, reporter=bar)

@@ -72,7 +72,7 @@ def test_what_a_batch_holds(stream: TrainingData) -> None:
 
 def rows_of(stream: TrainingData, turn: int) -> list[tuple[str, int]]:
     """(shard, clip) of each row of a pass, in order."""
-    return [(stream.pack.shards[int(s)].name, int(c)) for s, c in dataset._plan(stream, turn)]
+    return [(stream.pack.shards[int(s)].name, int(c)) for s, c, _ in dataset._plan(stream, turn)]
 
 
 def test_rows_are_the_views_of_the_clips_and_their_own_answers(stream: TrainingData) -> None:
@@ -101,7 +101,7 @@ def test_every_clip_once_in_a_pass_and_in_another_order_in_the_next(stream: Trai
 class Rows(Batches):
     """Batches whose audio is silence of the right length, and whose target is (shard, clip, epoch)."""
 
-    def _view(self, stream: TrainingData, shard: int, clip: int, turn: int) -> Any:
+    def _view(self, stream: TrainingData, shard: int, clip: int, _turn: int, turn: int) -> Any:
         epoch = stream.epoch(turn)
         samples = round(stream.recipe.seconds(epoch) * 10)
         return np.zeros(samples, np.float32), np.array([shard, clip, epoch], np.float32), np.zeros(1, bool)
@@ -342,7 +342,7 @@ def test_a_reader_plans_its_part_of_all_clips(clips: list[int], batch: int, worl
         return dataset._plan(TrainingData(packed, store, recipe, batch, RATE_HZ, rank=rank, world=world), 3).tolist()
 
     whole = plan(1, 0, 1)
-    assert sorted(whole) == [[shard, clip] for shard, n in enumerate(clips) for clip in range(n)]
+    assert sorted(whole) == [[shard, clip, 0] for shard, n in enumerate(clips) for clip in range(n)]
     parts = [row for rank in range(world) for row in plan(batch, rank, world)]
     assert parts == whole[: len(parts)]
     assert len(parts) == packed.clips // world // batch * batch * world

@@ -164,7 +164,7 @@ def test_the_student_alone_gets_the_disturbance_in_any_process(stream: TrainingD
         changed += int((disturbed.wave != plain.wave).any(dim=1).sum())
         if workers == 0:
             turn, i = divmod(number, 6)
-            rows = dataset._plan(stream, turn)[4 * i : 4 * i + 4]
+            rows = dataset._plan(stream, turn)[4 * i : 4 * i + 4, :2]
             for row, (shard, clip) in enumerate(rows):
                 drawn = draw_disturbance(ALL, seed, turn, ids[stream.pack.shards[shard].name][clip])
                 np.testing.assert_array_equal(disturbed.wave[row], disturb(plain.wave[row].numpy(), drawn, RATE_HZ))

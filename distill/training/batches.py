@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ced_edge.arrays import Bools, Float32
+from ced_edge.arrays import Bools, Float32, Float64
 from ced_edge.errors import InputError
 from distill.feed import feed
 from distill.packing.shards import LoadedShard, Pack, ShardReader
 from distill.teaching.store import CLEAN_EPOCH, Store
-from distill.teaching.views import ViewRecipe, draw, random_words, render
+from distill.teaching.views import Uniform, ViewRecipe, draw, random_words, render
+from distill.training.balance import times
 from distill.training.disturb import Chances, disturb, draw_disturbance
 
 AHEAD = 8
@@ -62,10 +63,19 @@ class TrainingData:
     world: int = 1
     chances: Chances = field(default_factory=Chances)
     """Of disturbances that only the student gets."""
+    weights: tuple[Float64, ...] = ()
+    """How often to use each clip, see `balance.clip_weights`; empty: all clips once in a pass."""
 
-    def epoch(self, pass_number: int) -> int:
-        """The view epoch of a pass over the clips. After the last epoch the first one follows."""
-        return (pass_number // self.repeats) % self.recipe.epochs
+    def epoch(self, pass_number: int, turn: int = 0) -> int:
+        """The view epoch of a pass over the clips. After the last epoch the first one follows.
+
+        A clip that comes again in the same pass, in its `turn` 1, 2 ..., has its view of an earlier epoch of the same
+        length if there is one. Later epochs may not be taught yet.
+        """
+        epoch = (pass_number // self.repeats) % self.recipe.epochs
+        seconds = self.recipe.seconds(epoch)
+        same = [e for e in range(epoch + 1) if self.recipe.seconds(e) == seconds] if turn else [epoch]
+        return same[-1 - turn % len(same)]
 
 
 def batches_per_pass(pack: Pack, batch: int, readers: int) -> int:
@@ -97,7 +107,7 @@ class Batches(IterableDataset[Batch]):
     def __init__(self, data: TrainingData, first: int = 0) -> None:
         self.data, self.first = data, first
         self._shards = ShardReader(data.pack)
-        self._stored: tuple[str, int, Float32, Bools] | None = None
+        self._stored: tuple[str, dict[int, tuple[Float32, Bools]]] = ("", {})
 
     def __iter__(self) -> Iterator[Batch]:
         data, first = self.data, self.first
@@ -109,19 +119,21 @@ class Batches(IterableDataset[Batch]):
             data = replace(data, rank=data.rank * W + w, world=data.world * W)
             first = (self.first - w + W - 1) // W  # the reader's own batch k is number W * k + w of this process
         per_pass = batches_per_pass(data.pack, data.batch, data.world)
-        pass_number, rows = -1, np.empty((0, 2), np.int64)
+        pass_number, rows = -1, np.empty((0, 3), np.int64)
         for k in itertools.count(first):
             if k // per_pass != pass_number:
                 pass_number = k // per_pass
-                rows = _plan(data, pass_number)
+                rows, self._stored = _plan(data, pass_number), ("", {})
             i = k % per_pass * data.batch
             chosen = rows[i : i + data.batch]
-            views = [self._view(data, int(shard), int(clip), pass_number) for shard, clip in chosen]
+            views = [self._view(data, shard, clip, turn, pass_number) for shard, clip, turn in chosen.tolist()]
             wave, target, kept = (torch.from_numpy(np.stack(column)) for column in zip(*views, strict=True))
             yield Batch(wave, target, kept)
 
-    def _view(self, data: TrainingData, shard: int, clip: int, pass_number: int) -> tuple[Float32, Float32, Bools]:
-        epoch = data.epoch(pass_number)
+    def _view(
+        self, data: TrainingData, shard: int, clip: int, turn: int, pass_number: int
+    ) -> tuple[Float32, Float32, Bools]:
+        epoch = data.epoch(pass_number, turn)
         now = self._shards.load(data.pack.shards[shard])
         target, kept = self._targets(data, now, epoch)
         view = draw(data.recipe, epoch, clip, now.ids)
@@ -129,7 +141,8 @@ class Batches(IterableDataset[Batch]):
         if data.pack.rate_hz != data.rate_hz:
             wave = soxr.resample(wave, data.pack.rate_hz, data.rate_hz)
         if data.chances.any:
-            disturbance = draw_disturbance(data.chances, data.recipe.seed, pass_number, now.ids[clip])
+            name = f"{now.ids[clip]}|{turn}" if turn else now.ids[clip]
+            disturbance = draw_disturbance(data.chances, data.recipe.seed, pass_number, name)
             wave = disturb(wave, disturbance, data.rate_hz)
         if not data.store.clean:
             return wave, target[clip], kept[clip]
@@ -140,11 +153,12 @@ class Batches(IterableDataset[Batch]):
     def _targets(self, data: TrainingData, now: LoadedShard, epoch: int) -> tuple[Float32, Bools]:
         """The stored predictions for all clips of a shard in an epoch, (clips, 527), and which classes were kept."""
         shard = now.shard
-        if self._stored is None or self._stored[:2] != (shard.name, epoch):
-            stored = CLEAN_EPOCH if data.store.clean else epoch
-            top_k = data.store.read(stored, shard.name, shard.clips)
-            self._stored = (shard.name, epoch, *top_k.dense(data.fill))
-        return self._stored[2:]
+        if self._stored[0] != shard.name:
+            self._stored = (shard.name, {})
+        stored = CLEAN_EPOCH if data.store.clean else epoch
+        if stored not in self._stored[1]:
+            self._stored[1][stored] = data.store.read(stored, shard.name, shard.clips).dense(data.fill)
+        return self._stored[1][stored]
 
 
 def loader(
@@ -161,18 +175,25 @@ def loader(
 
 
 def _plan(data: TrainingData, pass_number: int) -> NDArray[np.int64]:
-    """The (shard, clip) pairs of one reader in one pass, in order: (batches of a pass * batch, 2)."""
+    """The (shard, clip, turn) of each view of one reader in one pass, in order: (batches of a pass * batch, 3)."""
     seed, shards = data.recipe.seed, data.pack.shards
     rows = data.batch * batches_per_pass(data.pack, data.batch, data.world)
     first = data.rank * rows  # of this reader, in the sequence of all clips
     order = _permutation(f"shards|{seed}|{pass_number}", len(shards))
-    stops = np.cumsum([shards[shard].clips for shard in order])
+    counts: list[NDArray[np.int64]] = []
+    if data.weights:
+        counts = times(data.weights, order, Uniform(f"balance|{seed}|{pass_number}")())
+    stops = np.cumsum([part.sum() for part in counts] or [shards[shard].clips for shard in order])
     # Only the shards with clips of this reader are drawn: with 2 M clips, all of them would take a second per reader.
     low, high = np.searchsorted(stops, [first, first + rows - 1], side="right")
     parts = []
-    for shard in order[low : high + 1]:
-        clips = _permutation(f"clips|{seed}|{pass_number}|{shards[shard].name}", shards[shard].clips)
-        parts.append(np.stack([np.full_like(clips, shard), clips], axis=1))
+    for i in range(low, high + 1):
+        shard = shards[order[i]]
+        often = counts[i] if counts else np.ones(shard.clips, np.int64)
+        clips = np.repeat(np.arange(shard.clips), often)
+        turns = np.arange(len(clips)) - np.repeat(np.cumsum(often) - often, often)
+        part = np.stack([np.full_like(clips, order[i]), clips, turns], axis=1)
+        parts.append(part[_permutation(f"clips|{seed}|{pass_number}|{shard.name}", len(part))])
     skipped = first - (stops[low - 1] if low else 0)
     return np.concatenate(parts)[skipped:][:rows]
 

@@ -129,6 +129,9 @@ class TrainConfig(Config):
         one_of(("unstructured", "structured")),
         later=True,
     )
+    balance: float = _option(
+        0.0, "Use clips with rare sounds more often: 0 all equally, 1 all classes equally.", CHANCE, later=True
+    )
     gain: float = _option(0.0, "Chance that the student gets a view at another level, -40 to 6 dB.", CHANCE, later=True)
     noise: float = _option(
         0.0, "Chance that the student gets a view with noise, 5 to 40 dB below it.", CHANCE, later=True
