@@ -24,21 +24,24 @@ from pathlib import Path
 
 TRIALS: dict[str, list[str]] = {
     "baseline": [],
-    "patchout 0.5": ["--patchout", "0.5"],
-    "patchout 0.5, structured": ["--patchout", "0.5", "--patchout-kind", "structured"],
+    "balance 0.5": ["--balance", "0.5"],
+    "balance 1": ["--balance", "1"],
+    "all patches": ["--patchout", "0"],
     "patchout 0.25": ["--patchout", "0.25"],
+    "patchout 0.5, structured": ["--patchout-kind", "structured"],
     "level 0.5": ["--gain", "0.5"],
     "level, noise, band, room 0.25 each": ["--gain", "0.25", "--noise", "0.25", "--band", "0.25", "--reverb", "0.25"],
     "KL weight 1": ["--kl", "1"],
     "KL weight 0.05": ["--kl", "0.05"],
-    "half the learning rate": ["--lr", "1.5e-4"],
-    "twice the learning rate": ["--lr", "6e-4"],
-    "batch 32": ["--batch", "32"],
+    "a third of the learning rate": ["--lr", "3e-4"],
+    "twice the learning rate": ["--lr", "2e-3"],
+    "batch 64": ["--batch", "64"],
     "no average of weights": ["--ema", "0"],
-    "AdamW": ["--optimizer", "adamw", "--lr", "1e-4"],
+    "AdamW": ["--optimizer", "adamw", "--lr", "4e-4"],
 }
 """Name -> what it changes in the baseline."""
-BASELINE = ["--size", "tiny", "--lr", "3e-4", "--ema", "0.98", "--workers", "1", "--checkpoint-minutes", "1000"]
+BASELINE = ["--size", "tiny", "--batch", "128", "--lr", "1e-3", "--ema", "0.95", "--patchout", "0.5"]
+BASELINE += ["--workers", "1", "--checkpoint-minutes", "1000"]
 QUIET_DB = -30.0
 """Level of the views for the figures `quiet_...`; the teachers' predictions stay those of the views at full level."""
 SHORT, LONG = 4, 12
@@ -74,7 +77,8 @@ def trial(args: argparse.Namespace, name: str, others: dict[str, str]) -> dict[s
     step_s = max(costs[1] - costs[0], 1e-3) / (LONG - SHORT)
     steps = max(1, round(args.cpu_seconds / step_s))
     cpu_s = train(args, store, folder, steps, flags) - (costs[0] - SHORT * step_s)  # without the start of the program
-    views = steps * int(flags[flags.index("--batch") + 1] if "--batch" in flags else 64)
+    words = [*BASELINE, *flags][::-1]  # the last --batch counts
+    views = steps * int(words[words.index("--batch") - 1])
     found: dict[str, object] = {}
     for prefix, level in (("", 0), ("quiet_", QUIET_DB)):
         held = ["--pack", args.held_pack, "--store", args.held_store, "--level", level]

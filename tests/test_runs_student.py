@@ -137,7 +137,7 @@ def test_a_trial_takes_its_budget_and_is_not_run_again(tmp_path: Path, monkeypat
     module.main()
     rows = read(tmp_path / "trials.csv")
     assert [(r["trial"], r["steps"], r["views"], r["cpu_s"]) for r in rows] == [
-        ("baseline", "20", "1280", "40"), ("5 s", "20", "1280", "40"),
+        ("baseline", "20", "2560", "40"), ("5 s", "20", "2560", "40"),
     ]  # fmt: skip
     stores = [call[call.index("--store") + 1] for call in calls if call[0] == "train"]
     assert stores == ["s"] * 3 + ["s5"] * 3
