@@ -155,3 +155,35 @@ def test_a_trial_takes_its_budget_and_is_not_run_again(tmp_path: Path, monkeypat
     monkeypatch.setattr("sys.argv", ["student_trials.py", *flags, "--only", "nothing"])
     with pytest.raises(SystemExit):
         module.main()
+
+
+def test_thinning_keeps_the_clips_with_rare_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 clips, of which six hold a rare class: they are kept, with an even part of the others, and no row changes."""
+    import numpy as np
+    from student_thin import chances, main
+
+    from distill.packing.shards import read_shard
+    from distill.teaching.store import TopK
+
+    stream = make_stream(tmp_path / "data")
+    rare, files = set(), []
+    for number, shard in enumerate(stream.pack.shards):
+        probabilities = np.full((shard.clips, 527), 1e-4, np.float32)
+        probabilities[:, 0] = 0.9
+        probabilities[number % 6, 5 + number] = 0.9
+        names = [clip.id for clip in read_shard(stream.pack, shard)]
+        rare.add(names[number % 6])
+        files += names
+        stream.store.file(0, shard.name).unlink()
+        stream.store.write(0, shard.name, TopK.top_k(probabilities, 5))
+    monkeypatch.setattr("distill.training.balance.FEWEST", 1)
+    manifest(tmp_path / "all.csv", [{"filename": name, "source": f"s{i}"} for i, name in enumerate(files)])
+    flags = ["--pack", stream.pack.location, "--store", str(stream.store.path), "--out", str(tmp_path / "thin.csv")]
+    monkeypatch.setattr("sys.argv", ["student_thin.py", str(tmp_path / "all.csv"), *flags, "--keep", "12"])
+    main()
+    kept = read(tmp_path / "thin.csv")
+    assert len(kept) == 12
+    assert rare <= {row["filename"] for row in kept}
+    assert [row for row in read(tmp_path / "all.csv") if row in kept] == kept
+    assert chances(np.array([8.0, 1.0, 1.0]), 2).tolist() == pytest.approx([1.0, 0.5, 0.5])
+    assert chances(np.array([8.0, 1.0, 1.0]), 3).tolist() == pytest.approx([1.0, 1.0, 1.0])

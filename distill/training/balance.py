@@ -46,13 +46,16 @@ def _confident(store: Store, epoch: int, shard: str, clips: int) -> NDArray[np.b
     return held
 
 
-def times(weights: Sequence[Float64], order: NDArray[np.int64], place: float) -> list[NDArray[np.int64]]:
-    """How often each clip comes in one pass: one array per shard of `order`; they sum to the number of clips.
+def times(
+    weights: Sequence[Float64], order: NDArray[np.int64], place: float, total: int | None = None
+) -> list[NDArray[np.int64]]:
+    """How often each clip comes in one pass: one array per shard of `order`.
 
-    A clip of weight w comes floor(w) or ceil(w) times, and w times on average over `place`, from 0 to below 1.
+    A clip of weight w comes floor(w) or ceil(w) times, and w times on average over `place`, from 0 to below 1. `total`
+    is the sum of the weights, a whole number: by default the number of clips.
     """
     flat = np.concatenate([weights[shard] for shard in order])
     stops = np.floor(np.cumsum(flat) + place).astype(np.int64)
-    stops[-1] = len(flat)  # the sum of the weights, but for rounding
+    stops[-1] = len(flat) if total is None else total  # the sum of the weights, but for rounding
     counts = np.diff(stops, prepend=0)
     return np.split(counts, np.cumsum([len(weights[shard]) for shard in order])[:-1])
