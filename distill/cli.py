@@ -173,7 +173,7 @@ def teach(
 
 @click.command()
 @pack_option
-@click.option("--store", "store_path", required=True, type=FOLDER, help="Folder that `ced-edge teach` wrote.")
+@click.option("--store", "store_path", required=True, help="Folder or URL of what `ced-edge teach` wrote.")
 @out_option
 @init_option
 @resume_option
@@ -183,7 +183,7 @@ def teach(
 @config_options(TrainConfig)
 def train(
     pack_path: str,
-    store_path: Path,
+    store_path: str,
     out: Path,
     init: str | None,
     resume: bool,

@@ -1,45 +1,48 @@
 #!/usr/bin/env bash
-# The student of the package, from audio to bundle, in the background: many hours on two cores. When it was stopped, the
-# same command continues it exactly. Everything runs at the lowest priority, and only when nothing else needs the cores.
+# The student of the package, from audio to weights, in the background. When it was stopped, the same command continues
+# it exactly. Everything runs at the lowest priority, and only when nothing else needs the cores.
 # AUDIO has the folders that runs/student_split.py reads, TEACHERS has mn04_as_mAP_432.pt and yamnet_spectra_in.tflite.
-# Every HOURS hours the training pauses for a measurement: WORK/best has the curve and the best weights as float16.
-# WINDOWS are the views to teach, the first ones first. INIT are weights to start from: "" starts from random ones.
+#
+# Part 1, wide: short views of all clips. Part 2, thin: long views of KEEP clips, fewer of them with common sounds.
+# WIDE and THIN are the views of the parts. INIT are weights to start from; with INIT= they are random.
+# Every HOURS hours the training pauses for a measurement: WORK/PART/best has the curve and the best weights as float16.
 set -euo pipefail
 AUDIO=$(realpath "${AUDIO:?a folder of audio}") TEACHERS=$(realpath "${TEACHERS:?a folder of teachers}")
-WORK=$(realpath -m "${WORK:-runs/student}")
-CONFIG=$(realpath "${CONFIG:-$(dirname "$0")/student.toml}") HOURS=${HOURS:-2} WORKERS=${WORKERS:-2} PYTHON=${PYTHON:-.venv/bin/python}
-WINDOWS=${WINDOWS:-16x2 50x2,8x5,3x10} INIT=${INIT-students/tiny}
-here=$(realpath "$(dirname "$0")/..")
-cd "$here"
-export PYTHONPATH=$here
-idle() { chrt --idle 0 nice -n 19 "$PYTHON" "$@"; }
+WORK=$(realpath -m "${WORK:-runs/student}") INIT=${INIT-students/tiny}
+WIDE=${WIDE:-6x2} THIN=${THIN:-5x5,3x10} KEEP=${KEEP:-7000}
+HOURS=${HOURS:-2} WORKERS=${WORKERS:-2} PYTHON=${PYTHON:-.venv/bin/python}
+cd "$(realpath "$(dirname "$0")/..")"
+export PYTHONPATH=$PWD
 teachers=(--teacher "mn04=$TEACHERS/mn04_as_mAP_432.pt" --teacher "yamnet=$TEACHERS/yamnet_spectra_in.tflite")
+held=(--pack "$WORK/held/pack" --store "$WORK/held/store")
 
-[ -f "$WORK/train.csv" ] || idle runs/student_split.py "$AUDIO" "$WORK"
-for part in train held; do
-  idle -m ced_edge pack "$WORK/$part.csv" --audio-root "$AUDIO" --out "$WORK/pack-$part" --clips-per-shard 512
-done
-idle -m ced_edge teach --pack "$WORK/pack-held" --out "$WORK/store-held" "${teachers[@]}" --windows 1x10 --workers "$WORKERS"
-# First the epochs that training needs first. The last ones have the length that is exported. With TEACH=no, another
-# process fills the store, and training begins at once.
-for windows in $WINDOWS; do
-  [ "${TEACH:-yes}" = no ] || idle -m ced_edge teach --pack "$WORK/pack-train" --out "$WORK/store" "${teachers[@]}" --windows "$windows" --workers "$WORKERS"
-done
+idle() { chrt --idle 0 nice -n 19 "$@"; }
 
-finished=
-until [ "$finished" ]; do
-  code=0
-  timeout --signal=TERM "${HOURS}h" chrt --idle 0 nice -n 19 "$PYTHON" -m ced_edge train --config "$CONFIG" \
-    --pack "$WORK/pack-train" --store "$WORK/store" --out "$WORK/run" --resume ${INIT:+--init "$INIT"} || code=$?
-  case $code in
-    0) finished=1 ;;
-    124) ;;                # the time of this stretch is over, and the run is saved
-    75) sleep 600 ;;       # another process still teaches
-    *) exit "$code" ;;
-  esac
-  if [ -f "$WORK/run/model.safetensors" ]; then
-    idle runs/student_stretch.py "$WORK/run" --pack "$WORK/pack-held" --store "$WORK/store-held" --out "$WORK/best"
-  fi
-done
-echo "$WORK/best/model.safetensors is the student. To ship it:"
-echo "  $PYTHON runs/student_box.py $WORK/best --pack $WORK/pack-held --store $WORK/store-held"
+# MANIFEST PART WINDOWS: its clips, and the teachers' predictions for so many views of them.
+teach() {
+  idle "$PYTHON" -m ced_edge pack "$1" --audio-root "$AUDIO" --out "$WORK/$2/pack" --clips-per-shard 512
+  idle "$PYTHON" -m ced_edge teach --pack "$WORK/$2/pack" --out "$WORK/$2/store" "${teachers[@]}" --windows "$3" \
+    --workers "$WORKERS"
+}
+
+# PART CONFIG INIT: train, in stretches that are measured.
+train() {
+  local part=$WORK/$1 code=124
+  while [ "$code" = 124 ]; do # the code of `timeout` when the time is over; the run is saved
+    code=0
+    idle timeout --signal=TERM "${HOURS}h" "$PYTHON" -m ced_edge train --config "$2" ${3:+--init "$3"} --resume \
+      --pack "$part/pack" --store "$part/store" --out "$part/run" || code=$?
+    case $code in 0 | 124) ;; *) exit "$code" ;; esac
+    idle "$PYTHON" runs/student_stretch.py "$part/run" "${held[@]}" --out "$part/best"
+  done
+}
+
+[ -f "$WORK/train.csv" ] || idle "$PYTHON" runs/student_split.py "$AUDIO" "$WORK"
+teach "$WORK/held.csv" held 1x10
+teach "$WORK/train.csv" wide "$WIDE"
+train wide runs/student_wide.toml "$INIT"
+[ -f "$WORK/thin.csv" ] || idle "$PYTHON" runs/student_thin.py "$WORK/train.csv" --out "$WORK/thin.csv" --keep "$KEEP" \
+  --pack "$WORK/wide/pack" --store "$WORK/wide/store"
+teach "$WORK/thin.csv" thin "$THIN"
+train thin runs/student_thin.toml "$WORK/wide/run"
+echo "To ship the student: $PYTHON runs/student_box.py $WORK/thin/best ${held[*]}"

@@ -19,6 +19,7 @@ from tiny_teach import files, job_for, make_pack, make_teacher
 from ced_edge.errors import InputError
 from distill.packing import location
 from distill.packing.shards import Pack, read_shard
+from distill.teaching.store import Store
 from distill.teaching.teach import teach
 from distill.training.batches import TrainingData, loader
 
@@ -95,6 +96,38 @@ def test_a_failing_server_changes_nothing(packed: Pack, tmp_path: Path) -> None:
         for _ in range(18):
             np.testing.assert_array_equal(next(local).wave, next(remote).wave)
     assert min(counts.values()) > 2, counts
+
+
+def test_training_from_a_store_on_a_failing_server(packed: Pack, tmp_path: Path) -> None:
+    """The batches are those of the local store, and the run's recipe is the same."""
+    here = job_for(packed, make_teacher(tmp_path), tmp_path / "here").store
+    teach(job_for(packed, make_teacher(tmp_path), tmp_path / "here"))
+    with serve(here.path) as (url, counts):
+        there = Store.open(url)
+        assert (there.to_dict(), there.recipe, there.place) == (here.to_dict(), here.recipe, url)
+        local, remote = (loader(TrainingData(packed, s, s.recipe, 4, RATE_HZ), workers=0) for s in (here, there))
+        for _ in range(18):
+            for a, b in zip(next(local), next(remote), strict=True):
+                np.testing.assert_array_equal(a, b)
+        assert min(counts.values()) > 0, counts
+        name = packed.shards[0].name
+        file = here.file(0, name)
+        whole = file.read_bytes()
+        for damaged, words in (
+            (whole[:-9], "no footer"),
+            (here.file(1, name).read_bytes(), "other clips, views or teachers"),
+            (whole + bytes(1 << 20), "is larger than"),
+        ):
+            file.write_bytes(damaged)
+            with pytest.raises(InputError, match=words) as e:
+                there.read(0, name, packed.shards[0].clips)
+            assert url in str(e.value)
+        file.unlink()
+        with pytest.raises(InputError, match=r"http.*e000/shard-000000.*copy the whole folder"):
+            there.read(0, name, packed.shards[0].clips)
+    for wrong in ("pipe:cat store", "ftp://somewhere/store"):
+        with pytest.raises(InputError, match="give a folder, or an address"):
+            Store.open(wrong)
 
 
 def test_a_server_that_stays_away_is_one_line(packed: Pack, caplog: pytest.LogCaptureFixture) -> None:

@@ -97,7 +97,7 @@ def test_a_shard_has_the_name_that_pack_gives(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("command", ["cat {}; touch harm #", "touch harm #"])
 def test_a_command_is_no_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"a pack is not read through a command: give a folder, or an address"):
+    with pytest.raises(InputError, match=r"nothing is read through a command: give a folder, or an address"):
         Pack.open(f"pipe:{command.format(tmp_path)}")
     assert list(tmp_path.iterdir()) == []
 
@@ -105,7 +105,7 @@ def test_a_command_is_no_location(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("scheme", ["ftp", "file", "zip", "simplecache", "sftp", "github", "reference"])
 def test_other_addresses_are_refused(scheme: str) -> None:
     """fsspec knows some dozens of them: archives, other machines, caches that write files."""
-    with pytest.raises(InputError, match=rf"a pack cannot be read from {scheme}://: give a folder, or an address"):
+    with pytest.raises(InputError, match=rf"nothing is read from {scheme}://: give a folder, or an address"):
         Pack.open(f"{scheme}://x/y")
 
 

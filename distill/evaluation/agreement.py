@@ -104,10 +104,10 @@ def agreement(
 def check_store(pack: Pack, store: Store) -> None:
     """Raise InputError when a store holds no predictions for views of this pack."""
     if store.clean:
-        raise InputError(f"{store.path} is a store of clean clips: give one of views (`teach` without --clean)")
+        raise InputError(f"{store.place} is a store of clean clips: give one of views (`teach` without --clean)")
     if store.pack != pack.hash:
         raise InputError(
-            f"{store.path} is a store of another pack than {pack.location}: give the pack it was made from"
+            f"{store.place} is a store of another pack than {pack.location}: give the pack it was made from"
         )
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from ced_edge.options import FOLDER, Number, json_option
+from ced_edge.options import Number, json_option
 from distill.options import device_option, pack_option
 
 
 @click.command()
 @click.argument("checkpoint")
 @pack_option
-@click.option("--store", "store_path", required=True, type=FOLDER, help="Store of the teachers' predictions for it.")
+@click.option("--store", "store_path", required=True, help="Folder or URL of the teachers' predictions for it.")
 @click.option("--batch", type=click.IntRange(1), default=32, show_default=True, help="Views per prediction.")
 @click.option(
     "--level",
@@ -27,7 +26,7 @@ from distill.options import device_option, pack_option
 @device_option
 @json_option()
 def agreement(
-    checkpoint: str, pack_path: str, store_path: Path, batch: int, level_db: float, device: str, as_json: bool
+    checkpoint: str, pack_path: str, store_path: str, batch: int, level_db: float, device: str, as_json: bool
 ) -> None:
     """Compare a CHECKPOINT with its teachers on the views of a store. No labels are needed.
 

@@ -1,4 +1,4 @@
-"""Where a pack lies: a local folder, a folder of a web server, or a folder of a cloud bucket.
+"""Where a pack or a store lies: a local folder, a folder of a web server, or a folder of a cloud bucket.
 
 The kind of place follows from the location alone, as the user gave it. Nothing that is read from a file can change
 it, and no location is ever given to a shell.
@@ -33,12 +33,12 @@ def scheme(location: str) -> str | None:
     """`http`, `https`, `s3` or `gs`; None for a local folder. Raises InputError for every other kind of address."""
     places = "give a folder, or an address that starts with http://, https://, s3:// or gs://"
     if location.startswith("pipe:"):
-        raise InputError(f"{location}: a pack is not read through a command: {places}")
+        raise InputError(f"{location}: nothing is read through a command: {places}")
     address = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", location)
     if address is None:
         return None
     if address[1] not in REMOTE:
-        raise InputError(f"{location}: a pack cannot be read from {address[1]}://: {places}")
+        raise InputError(f"{location}: nothing is read from {address[1]}://: {places}")
     return address[1]
 
 

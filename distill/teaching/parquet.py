@@ -33,17 +33,28 @@ def read_footer(file: Path) -> bytes:
     """The bytes of the footer of a Parquet file. Raises ValueError or OSError."""
     with file.open("rb") as f:
         f.seek(max(0, os.fstat(f.fileno()).st_size - 8))
-        tail = f.read(8)  # the length of the footer, and PAR1
-        length = int.from_bytes(tail[:4], "little")
-        if tail[4:] != b"PAR1" or length > _MAX_FOOTER_BYTES:
-            raise ValueError("no footer, or too large a one")
+        length = _footer_bytes(f.read(8))
         f.seek(-8 - length, os.SEEK_END)
         return f.read(length)
 
 
-def read_layout(file: Path) -> Layout:
-    """The footer of a Parquet file. Raises one of `BROKEN`, or OSError."""
-    fields = _Thrift(read_footer(file)).struct()
+def _footer_bytes(tail: bytes) -> int:
+    """The length of the footer, from the last 8 bytes of a file: the length, and PAR1. Raises ValueError."""
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or length > _MAX_FOOTER_BYTES:
+        raise ValueError("no footer, or too large a one")
+    return length
+
+
+def layout_of(data: bytes) -> Layout:
+    """What the footer of a Parquet file of these bytes says. Raises one of `BROKEN`."""
+    length = _footer_bytes(data[-8:])
+    return parse_layout(data[-8 - length : -8])
+
+
+def parse_layout(footer: bytes) -> Layout:
+    """What a footer says. Raises one of `BROKEN`."""
+    fields = _Thrift(footer).struct()
     chunks = [chunk[3] for group in fields[4] for chunk in group[1]]
     if any(11 in chunk for chunk in chunks):  # dictionary_page_offset: another place where pages may be
         raise ValueError("a store has no dictionaries")

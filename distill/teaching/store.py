@@ -11,6 +11,7 @@ see docs/security.md.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from numpy.typing import NDArray
 from ced_edge import __version__
 from ced_edge.arrays import Bools, Float32, UInt8
 from ced_edge.errors import InputError
-from ced_edge.files import atomic_path, path_inside, read_json, sha256_json, write_json
+from ced_edge.files import atomic_path, path_inside, sha256_json, write_json
 from ced_edge.spec import N_CLASSES
+from distill.packing.location import join, open_file, scheme
 from distill.teaching import parquet
 from distill.teaching.views import ViewRecipe
 
@@ -34,6 +36,7 @@ CLEAN_EPOCH = -1
 
 _MAX_HEADER_BYTES = 1 << 20
 """Of `store.json`, which has about 1 KB."""
+_MEND = "copy the whole folder that `ced-edge teach` wrote"
 
 
 def quantise(p: Float32) -> UInt8:
@@ -117,6 +120,8 @@ class Store:
     """Hash of the pack that the predictions are for."""
     clean: bool = False
     """Predictions for whole clips without augmentation: one epoch in all."""
+    address: str = ""
+    """Where a store on a server lies, as `location.join` takes it. It is read only, and `path` has no meaning then."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= N_CLASSES:
@@ -165,30 +170,38 @@ class Store:
             write_json(file, header)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Open a store that exists. Raises InputError when there is none, or its header is damaged."""
-        file = path / "store.json"
-        if not file.exists():
-            raise InputError(f"no store at {path}: write one with `ced-edge teach`")
+    def open(cls, place: Path | str) -> Store:
+        """Open a store that exists: a folder, or the address of one (`http://`, `https://`, `s3://` or `gs://`).
+
+        Raises InputError when there is none, or its header is damaged.
+        """
+        address = str(place) if scheme(str(place)) else ""
+        file = join(address, "store.json") if address else Path(place) / "store.json"
+        if isinstance(file, Path) and not file.exists():
+            raise InputError(f"no store at {place}: write one with `ced-edge teach`")
         try:
-            if file.stat().st_size > _MAX_HEADER_BYTES:
-                raise ValueError("too large")
-            h = read_json(file)
+            with open_file(str(place), "store.json", _MEND, _MAX_HEADER_BYTES) as f:
+                h = json.loads(b"".join(f.blocks()))
             if h["format"] != 1:
                 raise InputError(f"{file} is of format {h['format']}, this program reads 1")
             recipe, teachers, k, pack, clean = (h[key] for key in ("recipe", "teachers", "k", "pack", "clean"))
             if [type(value) for value in (teachers, k, pack, clean)] != [list, int, str, bool]:
                 raise ValueError("a field is of the wrong kind")
-            return cls(path, ViewRecipe.from_dict(recipe), teachers, k, pack, clean)
-        except (KeyError, TypeError, ValueError, AttributeError, OSError, RecursionError) as e:
+            return cls(Path(place), ViewRecipe.from_dict(recipe), teachers, k, pack, clean, address)
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
             raise InputError(f"{file} is no header of a store: choose another folder, or delete it") from e
+
+    @property
+    def place(self) -> str:
+        """The folder or address, for messages."""
+        return self.address or str(self.path)
 
     def file(self, epoch: int, shard: str) -> Path:
         """The path of one file of predictions. Raises InputError for a name that leads out of the store."""
         return path_inside(self._folder(epoch), f"{shard}.parquet")
 
     def _folder(self, epoch: int) -> Path:
-        return self.path / ("clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}")
+        return self.path / _epoch_name(epoch)
 
     def left(self, shards: Iterable[str], epochs: Iterable[int]) -> list[tuple[str, int]]:
         """The (shard, epoch) pairs whose file does not exist. Raises InputError like `done`."""
@@ -242,12 +255,13 @@ class Store:
             return False
         digest = self.digest(epoch, shard).encode()
         try:
+            footer = parquet.read_footer(file)
             # To parse a footer takes half a millisecond, and there may be 20,000 of them.
-            same = digest in parquet.read_footer(file) or parquet.read_layout(file).metadata.get(b"digest") == digest
+            same = digest in footer or parquet.parse_layout(footer).metadata.get(b"digest") == digest
         except _BROKEN as e:
             raise _broken(file, e) from e
         if not same:
-            raise InputError(f"{file} holds predictions for other clips, views or teachers: use another store folder")
+            raise _other(file)
         return True
 
     def read(self, epoch: int, shard: str, clips: int) -> TopK:
@@ -255,12 +269,18 @@ class Store:
 
         Raises NotTaught when it is missing, and InputError when it is broken, or for other clips, views or teachers.
         """
-        file = self.file(epoch, shard)
-        if not self.done(epoch, shard):
+        file = join(self.address, f"{_epoch_name(epoch)}/{shard}.parquet") if self.address else self.file(epoch, shard)
+        if isinstance(file, Path) and not file.exists():
             raise NotTaught(f"{file} is missing: `ced-edge teach` has not finished this store")
         try:
-            data = pa.BufferReader(self._read_bytes(file, clips))
-            with pq.ParquetFile(data, page_checksum_verification=True) as f:
+            data, layout = self._fetch(file, clips)
+            if layout.metadata.get(b"digest") != self.digest(epoch, shard).encode():
+                raise _other(file)
+            if layout.rows != clips:
+                raise ValueError(f"{layout.rows} predictions, not {clips}")
+            if (unpacked := parquet.unpacked_bytes(data, layout)) > self._most_bytes(clips):
+                raise ValueError(f"{unpacked} bytes when unpacked are too many for {clips} predictions")
+            with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as f:
                 table = f.read()
             index = table["index"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint16)
             value = table["value"].combine_chunks().values.to_numpy().reshape(-1, self.k).astype(np.uint8)
@@ -271,22 +291,30 @@ class Store:
             raise _broken(file, f"not {clips} predictions over {N_CLASSES} classes")
         return TopK(index, dequantise(value), tail)
 
-    def _read_bytes(self, file: Path, clips: int) -> bytes:
-        """The bytes of a file. Raises ValueError, before anything is unpacked, if it is no table of `clips` rows."""
+    def _fetch(self, file: Path | str, clips: int) -> tuple[bytes, parquet.Layout]:
+        """The bytes of a file for so many clips, and its layout. Nothing is unpacked yet. Raises one of `_BROKEN`."""
+        most = self._most_bytes(clips)
+        if isinstance(file, Path):
+            if (size := file.stat().st_size) > most:
+                raise ValueError(f"{size} bytes are too many for {clips} predictions")
+            data = file.read_bytes()
+        else:
+            folder, _, name = file.rpartition("/")
+            with open_file(folder, name, _MEND, most) as f:
+                data = b"".join(f.blocks())
+        return data, parquet.layout_of(data)
+
+    def _most_bytes(self, clips: int) -> int:
         # A row takes 6 + 3 K bytes. The rest is for what Parquet adds: levels, page headers, a footer.
-        most, size = clips * (16 + 8 * self.k) + (1 << 17), file.stat().st_size
-        if size > most:
-            raise ValueError(f"{size} bytes are too many for {clips} predictions")
-        data, layout = file.read_bytes(), parquet.read_layout(file)
-        if layout.rows != clips:
-            raise ValueError(f"{layout.rows} predictions, not {clips}")
-        if (unpacked := parquet.unpacked_bytes(data, layout)) > most:
-            raise ValueError(f"{unpacked} bytes when unpacked are too many for {clips} predictions")
-        return data
+        return clips * (16 + 8 * self.k) + (1 << 17)
 
     def bytes(self) -> int:
         """Size of all files of the store, in bytes."""
         return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+
+def _epoch_name(epoch: int) -> str:
+    return "clean" if epoch == CLEAN_EPOCH else f"e{epoch:03d}"
 
 
 @functools.lru_cache(maxsize=1_024)
@@ -309,5 +337,9 @@ _BROKEN = (pa.ArrowException, OSError, AttributeError, *parquet.BROKEN)
 """What reading a damaged Parquet file may raise."""
 
 
-def _broken(file: Path, why: object) -> InputError:
+def _other(file: Path | str) -> InputError:
+    return InputError(f"{file} holds predictions for other clips, views or teachers: use another store folder")
+
+
+def _broken(file: Path | str, why: object) -> InputError:
     return InputError(f"{file} is broken ({why}): delete it and run `ced-edge teach` again")

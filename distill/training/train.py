@@ -86,10 +86,10 @@ def check_store(stream: TrainingData) -> None:
     store = stream.store
     if store.pack != stream.pack.hash:
         raise InputError(
-            f"{store.path} is a store of another pack than {stream.pack.location}: give the pack it was made from"
+            f"{store.place} is a store of another pack than {stream.pack.location}: give the pack it was made from"
         )
     if not store.clean and store.recipe != stream.recipe:
-        raise InputError(f"{store.path} holds predictions of other views than these: leave the views' flags out")
+        raise InputError(f"{store.place} holds predictions of other views than these: leave the views' flags out")
 
 
 def check_windows(spec: ModelSpec, recipe: ViewRecipe) -> None:
