@@ -9,7 +9,7 @@
 set -euo pipefail
 AUDIO=$(realpath "${AUDIO:?a folder of audio}") TEACHERS=$(realpath "${TEACHERS:?a folder of teachers}")
 WORK=$(realpath -m "${WORK:-runs/student}") INIT=${INIT-students/tiny}
-WIDE=${WIDE:-6x2} THIN=${THIN:-5x5,3x10} KEEP=${KEEP:-7000}
+WIDE=${WIDE:-6x2} THIN=${THIN:-5x5,2x10} KEEP=${KEEP:-7000}
 HOURS=${HOURS:-2} WORKERS=${WORKERS:-2} PYTHON=${PYTHON:-.venv/bin/python}
 cd "$(realpath "$(dirname "$0")/..")"
 export PYTHONPATH=$PWD
