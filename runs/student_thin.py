@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ced_edge.arrays import Float64
+from ced_edge.errors import CedEdgeError
 from ced_edge.files import atomic_path
+from distill.evaluation.agreement import check_store
 from distill.packing.shards import Pack, read_shard
 from distill.teaching.store import Store
 from distill.training.balance import clip_weights, times
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     pack, store = Pack.open(args.pack), Store.open(args.store)
+    check_store(pack, store)
     if not 1 <= args.keep <= pack.clips:
         parser.error(f"--keep must be within 1 and {pack.clips}")
     files = kept_files(pack, store, args.keep)
@@ -67,4 +70,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CedEdgeError as e:
+        raise SystemExit(f"student_thin.py: {e}") from e
