@@ -52,14 +52,17 @@ def python(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def student(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """The student of the repository as `ced-edge export` writes it, and every second ESC-10 dev clip."""
+    """The student of the repository as `ced-edge export` writes it, and the ESC-10 dev clips.
+
+    All 80 of them: with 40, two clips that change places can cost more mAP than the bound allows.
+    """
     if not (STUDENT / "model.safetensors").exists():
         pytest.skip(f"no student at {STUDENT}")
     if not find_spec("litert_torch"):
         pytest.skip("no converter: pip install '.[export]'")
     case = Case(tmp_path_factory.mktemp("student"))
     python("-m", "ced_edge", "export", STUDENT, "--out", case.bundle)
-    chosen = read_manifest(shared / "audio" / "esc10.csv", "dev")[::2]
+    chosen = read_manifest(shared / "audio" / "esc10.csv", "dev")
     rows = [f"{clip.path},{';'.join(map(str, clip.labels or ()))}" for clip in chosen]
     case.data.write_text("\n".join(["filename,labels", *rows]) + "\n")
     model, weights = load_model(str(STUDENT)), STUDENT / "model.safetensors"
@@ -85,7 +88,7 @@ def test_the_real_student(student: Case) -> None:
         replace_file(bundle, path)
         bundle = read_bundle(student.bundle)
         (spoilt,) = (r for r in run_check(student, "int8", limits=DEFAULTS) if r.file == str(path))
-        # On so few clips the mAP of 4-bit weights may not fall at all, so the mAP alone would not catch them.
+        # On 80 clips the mAP of 4-bit weights may not fall at all, so the mAP alone would not catch them.
         assert any("noise" in what for what in spoilt.broken)
 
 
