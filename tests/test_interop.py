@@ -115,7 +115,7 @@ def test_mediapipe(bundles: Path, clips: dict[Path, Float32], kind: str) -> None
     assert_same(theirs, ours(file, [clips[c] for c in whole]), 1e-3)
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("fp32", 1e-5), ("int8", 5e-3), ("int8-static", 0.03)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("fp32", 1e-5), ("int8", 1e-2), ("int8-static", 0.03)])
 @pytest.mark.parametrize("client", ["tensorflow", "tflite-runtime"])
 def test_tflite(bundles: Path, clips: dict[Path, Float32], client: str, kind: str, tolerance: float) -> None:
     file = model(bundles, "waveform", kind, "tflite")
