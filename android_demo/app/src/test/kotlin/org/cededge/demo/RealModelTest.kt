@@ -33,7 +33,7 @@ class RealModelTest {
         until("the model is loaded") { activity.text(R.id.status) == app.getString(R.string.idle) }
         activity.findViewById<Button>(R.id.listen).performClick()
         services.run()
-        until("the dog is on the screen") { activity.bars().startsWith("Dog ") }
+        until("the dog is on the screen") { "Dog " in activity.bars() } // "Animal" may be first, which is right as well
         microphone.limit = Int.MAX_VALUE
         until("the event of the dog has ended") { center.entries.any { it.label == "Dog" } }
         val dog = center.entries.first { it.label == "Dog" }.event
