@@ -38,7 +38,7 @@ def chances(weights: Float64, keep: int) -> Float64:
 def kept_files(pack: Pack, store: Store, keep: int) -> set[str]:
     """Names of the files of the clips that are kept."""
     weights = np.concatenate(clip_weights(pack, store, POWER))
-    counts = times([chances(weights, keep)], np.array([0]), 0.5, keep)[0]
+    counts = times([chances(weights, keep)], np.array([0]), 0.5)[0]
     ids = [clip.id for shard in pack.shards for clip in read_shard(pack, shard)]
     # A long file became several clips: NAME#START.
     return {re.sub(r"#[0-9.]+$", "", name) for name, count in zip(ids, counts, strict=True) if count}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
 import logging
@@ -106,9 +107,10 @@ def test_training_from_a_store_on_a_failing_server(packed: Pack, tmp_path: Path)
         there = Store.open(url)
         assert (there.to_dict(), there.recipe, there.place) == (here.to_dict(), here.recipe, url)
         local, remote = (loader(TrainingData(packed, s, s.recipe, 4, RATE_HZ), workers=0) for s in (here, there))
-        for _ in range(18):
-            for a, b in zip(next(local), next(remote), strict=True):
-                np.testing.assert_array_equal(a, b)
+        with contextlib.closing(local), contextlib.closing(remote):
+            for _ in range(18):
+                for a, b in zip(next(local), next(remote), strict=True):
+                    np.testing.assert_array_equal(a, b)
         assert min(counts.values()) > 0, counts
         name = packed.shards[0].name
         file = here.file(0, name)

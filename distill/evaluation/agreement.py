@@ -21,11 +21,9 @@ from ced_edge.network.ced import CED, predict
 from ced_edge.proof import metrics
 from distill.devices import find_device
 from distill.packing.shards import Pack, ShardReader
-from distill.teaching.store import Store
+from distill.teaching.store import PRESENT, Store
 from distill.teaching.views import draw, render
 from distill.training.losses import top_k_kl
-
-PRESENT = 0.3
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ from distill.teaching.views import ViewRecipe
 CLEAN_EPOCH = -1
 """The epoch of predictions for whole clips without augmentation: for labels, and for comparison."""
 
+PRESENT = 0.3
+"""A class counts as present in a view if the ensemble gives it this probability or more."""
+
 _MAX_HEADER_BYTES = 1 << 20
 """Of `store.json`, which has about 1 KB."""
 _MEND = "copy the whole folder that `ced-edge teach` wrote"
@@ -175,9 +178,8 @@ class Store:
 
         Raises InputError when there is none, or its header is damaged.
         """
-        address = str(place) if scheme(str(place)) else ""
-        file = join(address, "store.json") if address else Path(place) / "store.json"
-        if isinstance(file, Path) and not file.exists():
+        address, file = str(place) if scheme(str(place)) else "", join(str(place), "store.json")
+        if not address and not Path(file).exists():
             raise InputError(f"no store at {place}: write one with `ced-edge teach`")
         try:
             with open_file(str(place), "store.json", _MEND, _MAX_HEADER_BYTES) as f:
@@ -269,16 +271,19 @@ class Store:
 
         Raises NotTaught when it is missing, and InputError when it is broken, or for other clips, views or teachers.
         """
-        file = join(self.address, f"{_epoch_name(epoch)}/{shard}.parquet") if self.address else self.file(epoch, shard)
-        if isinstance(file, Path) and not file.exists():
+        name = f"{_epoch_name(epoch)}/{shard}.parquet"
+        file, most = join(self.place, name), self._most_bytes(clips)
+        if not self.address and not self.file(epoch, shard).exists():
             raise NotTaught(f"{file} is missing: `ced-edge teach` has not finished this store")
         try:
-            data, layout = self._fetch(file, clips)
+            with open_file(self.place, name, _MEND, most) as reader:
+                data = b"".join(reader.blocks())
+            layout = parquet.layout_of(data)
             if layout.metadata.get(b"digest") != self.digest(epoch, shard).encode():
                 raise _other(file)
             if layout.rows != clips:
                 raise ValueError(f"{layout.rows} predictions, not {clips}")
-            if (unpacked := parquet.unpacked_bytes(data, layout)) > self._most_bytes(clips):
+            if (unpacked := parquet.unpacked_bytes(data, layout)) > most:
                 raise ValueError(f"{unpacked} bytes when unpacked are too many for {clips} predictions")
             with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as f:
                 table = f.read()
@@ -290,19 +295,6 @@ class Store:
         if not len(index) == len(value) == len(tail) == clips or index.max(initial=0) >= N_CLASSES:
             raise _broken(file, f"not {clips} predictions over {N_CLASSES} classes")
         return TopK(index, dequantise(value), tail)
-
-    def _fetch(self, file: Path | str, clips: int) -> tuple[bytes, parquet.Layout]:
-        """The bytes of a file for so many clips, and its layout. Nothing is unpacked yet. Raises one of `_BROKEN`."""
-        most = self._most_bytes(clips)
-        if isinstance(file, Path):
-            if (size := file.stat().st_size) > most:
-                raise ValueError(f"{size} bytes are too many for {clips} predictions")
-            data = file.read_bytes()
-        else:
-            folder, _, name = file.rpartition("/")
-            with open_file(folder, name, _MEND, most) as f:
-                data = b"".join(f.blocks())
-        return data, parquet.layout_of(data)
 
     def _most_bytes(self, clips: int) -> int:
         # A row takes 6 + 3 K bytes. The rest is for what Parquet adds: levels, page headers, a footer.
