@@ -59,7 +59,7 @@ class Config:
     warmup: float = _option(0.05, "Share of the steps over which the learning rate rises.", SHARE)
     clip: float = _option(1.0, "Largest norm of the gradient.", POSITIVE)
     precision: str = _option(
-        "auto", "fp32, bf16, or auto: bf16 where the hardware multiplies in it.", one_of(("auto", "fp32", "bf16"))
+        "auto", "fp32, bf16, or auto: bf16 where the hardware is faster in it.", one_of(("auto", "fp32", "bf16"))
     )
     seed: int = _option(0, "Seed of the initial weights and of all random numbers in training.", SEED)
     workers: int = _option(1, "Processes that read and render audio, per training process.", NOT_NEGATIVE)
