@@ -53,7 +53,7 @@ def names(takes: int) -> dict[str, list[str]]:
         for voice in ("bass", "tenor", "alto", "soprano", "child", "choir")
         for k in range(5 * takes)
     ]
-    devices = [f"device-{kind}-{k}" for kind in DEVICES for k in range(4 * takes)]
+    devices = [f"device-{kind}-{k}" for kind in DEVICES for k in range(takes)]
     return {
         kind: list(dict.fromkeys(made)) for kind, made in (("music", music), ("speech", speech), ("device", devices))
     }

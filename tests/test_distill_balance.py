@@ -46,6 +46,19 @@ def test_a_weight_follows_from_the_rarest_class(stream: TrainingData, monkeypatc
             np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("epochs", "held"), [(1, 0), (3, 1)])
+def test_two_views_say_what_is_in_a_clip(stream: TrainingData, tmp_path: Path, epochs: int, held: int) -> None:
+    """Clip 0 has a class in its first view alone, clip 1 in all others. Of a store with one epoch, one view decides."""
+    store = make_store(tmp_path / "store", stream.pack, ViewRecipe(windows=((epochs, 0.4),)))
+    for shard, epoch in itertools.product(stream.pack.shards, store.epochs):
+        probabilities = np.full((shard.clips, 527), 1e-4, np.float32)
+        probabilities[min(epoch, 1), 7] = 0.9
+        store.write(epoch, shard.name, TopK.top_k(probabilities, 5))
+    for weights in clip_weights(stream.pack, store, 1.0):
+        # Four clips have the class, which counts as FEWEST, 10; the other 20 have none.
+        np.testing.assert_allclose(weights / weights[5], np.where(np.arange(6) == held, 2.0, 1.0))
+
+
 def test_a_class_in_very_few_clips_does_not_fill_the_pass(stream: TrainingData) -> None:
     weights = np.concatenate(clip_weights(stream.pack, stream.store, 1.0))
     assert weights.max() / weights.min() == pytest.approx(20 / 10)

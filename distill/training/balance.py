@@ -17,14 +17,18 @@ from distill.teaching.store import PRESENT, Store
 
 FEWEST = 10
 """A class in fewer clips counts as if it were in so many: no clip may fill a whole pass."""
+VIEWS = 6
+"""So many views of a clip say what is in it, if the store has them."""
 
 
 def clip_weights(pack: Pack, store: Store, power: float) -> list[Float64]:
     """How often to use each clip, relative to the others: one array (clips,) per shard, of mean 1 over all clips.
 
     A weight is in proportion to n^-power, where n is the number of clips that hold the rarest class of this clip. A
-    class is in a clip if it is `PRESENT` in its view of the first epoch. Clips without any class count as a class of
-    their own. The power is 0 for equal use, 1 for equal use of the classes. Raises InputError like `Store.read`.
+    class is in a clip if it is `PRESENT` in two of its first `VIEWS` views: one view may miss a short sound, or have it
+    from another clip that was mixed in. Of a store with one epoch, that one view decides. Clips without any class count
+    as a class of their own. The power is 0 for equal use, 1 for equal use of the classes. Raises InputError like
+    `Store.read`.
     """
     found = [_held(store, shard) for shard in pack.shards]
     counts = np.maximum(sum(held.sum(axis=0) for held in found), FEWEST)
@@ -36,8 +40,9 @@ def clip_weights(pack: Pack, store: Store, power: float) -> list[Float64]:
 
 def _held(store: Store, shard: Shard) -> Bools:
     """(clips, 528): the classes that the ensemble finds in each clip, and last whether it finds none."""
-    target, kept = store.read(store.epochs[0], shard.name, shard.clips).dense()
-    held = kept & (target >= PRESENT)
+    views = [store.read(epoch, shard.name, shard.clips).dense() for epoch in store.epochs[:VIEWS]]
+    found = sum((kept & (target >= PRESENT)).astype(np.int64) for target, kept in views)
+    held = found >= min(2, len(views))
     return np.column_stack([held, ~held.any(axis=1)])
 
 
