@@ -41,7 +41,7 @@ def clip_weights(pack: Pack, store: Store, power: float) -> list[Float64]:
 def _held(store: Store, shard: Shard) -> Bools:
     """(clips, 528): the classes that the ensemble finds in each clip, and last whether it finds none."""
     views = [store.read(epoch, shard.name, shard.clips).dense() for epoch in store.epochs[:VIEWS]]
-    found = sum((kept & (target >= PRESENT)).astype(np.int64) for target, kept in views)
+    found = np.sum([kept & (target >= PRESENT) for target, kept in views], axis=0)
     held = found >= min(2, len(views))
     return np.column_stack([held, ~held.any(axis=1)])
 
