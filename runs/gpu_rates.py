@@ -7,6 +7,7 @@ Prints one JSON object: views per second of 10 s (or --seconds).
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import time
@@ -81,9 +82,16 @@ def main(device: str, name: str, batch: int, seconds: float, least: float, teach
     views = max(1, int(batch_seconds(where) / seconds))
     wave = 0.1 * torch.randn(views, samples, device=where)
     for spec in parse_teachers(teacher) if teacher else []:
-        for dtype in DTYPES:
-            ensemble = Ensemble(load_teachers([spec], device), RATE_HZ, dtype)
-            rates[f"teacher {spec.name}, {dtype}"] = rate(lambda e=ensemble: e(wave), views, where, least)
+        for dtype, compiled in itertools.product(DTYPES, (False, True)):
+            teachers = load_teachers([spec], device)
+            network = getattr(teachers[0], "model", None)  # a file of .tflite or .onnx has none
+            if compiled and network is None:
+                continue
+            if compiled:
+                network.compile()
+            ensemble = Ensemble(teachers, RATE_HZ, dtype)
+            label = f"teacher {spec.name}, {dtype}{', compiled' * compiled}"
+            rates[label] = rate(lambda e=ensemble: e(wave), views, where, least)
     for compiled in (False, True):
         work = step(name, batch, samples, where, compiled)
         rates[f"step, {name}, bf16{', compiled' * compiled}"] = rate(work, batch, where, least)

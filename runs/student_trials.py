@@ -22,6 +22,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+PLAIN_ADAM = ["--optimizer", "adamw", "--weight-decay", "0", "--ema", "0"]
 TRIALS: dict[str, list[str]] = {
     "baseline": [],
     "balance 0.5": ["--balance", "0.5"],
@@ -38,8 +39,9 @@ TRIALS: dict[str, list[str]] = {
     "batch 64": ["--batch", "64"],
     "no average of weights": ["--ema", "0"],
     "AdamW": ["--optimizer", "adamw", "--lr", "4e-4"],
+    "published": [*PLAIN_ADAM, "--kl", "0", "--fill", "smallest", "--patchout", "0", "--no-prior-bias"],
 }
-"""Name -> what it changes in the baseline."""
+"""Name -> what it changes in the baseline. `published` is CED's own loop: plain Adam, BCE alone, and all patches."""
 BASELINE = ["--size", "tiny", "--batch", "128", "--lr", "1e-3", "--ema", "0.95", "--patchout", "0.5"]
 BASELINE += ["--workers", "1", "--checkpoint-minutes", "1000"]
 QUIET_DB = -30.0

@@ -28,7 +28,7 @@ def test_every_stage_runs_on_a_cpu(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "o" / "gpu.json").read_text())
     assert set(result["rates"]["views_per_s"]) == {
-        *(f"teacher narrow, {dtype}" for dtype in ("fp32", "bf16", "fp16")),
+        *(f"teacher narrow, {dtype}{way}" for dtype in ("fp32", "bf16", "fp16") for way in ("", ", compiled")),
         "step, tiny, bf16",
         "step, tiny, bf16, compiled",
     }

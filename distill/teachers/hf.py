@@ -48,14 +48,14 @@ class HuggingFaceTeacher:
         if missing := sorted(info["missing_keys"]):
             # transformers would fill them with random numbers, without an error.
             raise InputError(f"{folder} is no usable Hugging Face audio classifier: its weights lack {missing[0]}")
-        self._model: Any = model
-        self._model.eval().to(device)
+        self.model: Any = model
+        self.model.eval().to(device)
         self.rate_hz = int(self._features.sampling_rate)
         self.min_samples = self.rate_hz
         # A feature extractor with a fixed number of frames (10 ms each) cuts off the rest of a longer input.
         frames = getattr(self._features, "max_length", None)
         self._window = frames * self.rate_hz // 100 if isinstance(frames, int) else WINDOW_S * self.rate_hz
-        self._indices = label_indices(self._model.config.id2label, name)
+        self._indices = label_indices(self.model.config.id2label, name)
         self.known: Bools = np.zeros(N_CLASSES, np.bool_)
         self.known[self._indices[self._indices >= 0]] = True
 
@@ -75,7 +75,7 @@ class HuggingFaceTeacher:
         clips = [clip.cpu().numpy() for clip in wave]
         inputs = self._features(clips, sampling_rate=self.rate_hz, return_tensors="pt")
         inputs = {key: value.to(self.device) for key, value in inputs.items()}
-        return torch.sigmoid(self._model(**inputs).logits.float())
+        return torch.sigmoid(self.model(**inputs).logits.float())
 
 
 def label_indices(id2label: Mapping[int, str], name: str) -> NDArray[np.int64]:
