@@ -174,8 +174,9 @@ def test_thinning_keeps_the_clips_with_rare_classes(tmp_path: Path, monkeypatch:
         names = [clip.id for clip in read_shard(stream.pack, shard)]
         rare.add(names[number % 6])
         files += names
-        stream.store.file(0, shard.name).unlink()
-        stream.store.write(0, shard.name, TopK.top_k(probabilities, 5))
+        for epoch in stream.store.epochs:
+            stream.store.file(epoch, shard.name).unlink()
+            stream.store.write(epoch, shard.name, TopK.top_k(probabilities, 5))
     monkeypatch.setattr("distill.training.balance.FEWEST", 1)
     manifest(tmp_path / "all.csv", [{"filename": name, "source": f"s{i}"} for i, name in enumerate(files)])
     flags = ["--pack", stream.pack.location, "--store", str(stream.store.path), "--out", str(tmp_path / "thin.csv")]
