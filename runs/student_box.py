@@ -59,7 +59,8 @@ def ship(source: Path, pack_path: str, store_path: Path, labelled: Path | None, 
         "thresholds": thresholds(with_temperature(found.probs, chosen), found.present),
     }
     # The spec, the version and the commit are written anew; the recipe stays that of the training.
-    kept = {key: value for key, value in read_metadata(weights).items() if key in ("recipe", "step", "float32_sha256")}
+    keys = ("recipe", "step", "averaged_of", "float32_sha256")
+    kept = {key: value for key, value in read_metadata(weights).items() if key in keys}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_model(out, model.half(), {"float32_sha256": sha256_file(weights), **kept, **measured})
     return {**measured, **dev, "kl": found.kl}
