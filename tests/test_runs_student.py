@@ -188,3 +188,23 @@ def test_thinning_keeps_the_clips_with_rare_classes(tmp_path: Path, monkeypatch:
     assert [row for row in read(tmp_path / "all.csv") if row in kept] == kept
     assert chances(np.array([8.0, 1.0, 1.0]), 2).tolist() == pytest.approx([1.0, 0.5, 0.5])
     assert chances(np.array([8.0, 1.0, 1.0]), 3).tolist() == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_an_average_of_weights_is_taken_by_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from student_average import main
+
+    for step, name in enumerate(("new", "old")):
+        save_model(tmp_path / f"{name}.safetensors", CED(SMALL), {"step": step})
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("new", "old")]
+    monkeypatch.setattr("sys.argv", ["student_average.py", *files, "--share", "0.75", "--out", str(tmp_path / "out")])
+    main()
+    averaged = tmp_path / "out" / "model.safetensors"
+    new, old, found = (load_model(Path(f)).state_dict() for f in (*files, averaged))
+    assert any((new[k] != old[k]).any() for k in new)
+    for key in new:
+        torch.testing.assert_close(found[key], (0.75 * new[key] + 0.25 * old[key]).to(new[key].dtype))
+    assert read_metadata(averaged)["averaged_of"]["share"] == 0.75
+    monkeypatch.setattr("sys.argv", ["student_average.py", *files, "--share", "1.5", "--out", str(tmp_path / "no")])
+    with pytest.raises(SystemExit):
+        main()
+    assert not (tmp_path / "no").exists()
