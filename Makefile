@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test slow lint fuzz bench interop arm android android-test android-arm
 
-demo: .venv/ready  ## the main job, on synthesised sounds: under 10 minutes on 2 cores
+demo: .venv/ready  ## the main job, on synthesised sounds: 10 to 20 minutes on 2 cores
 	$(BIN)/ced-edge distill --size tiny --name demo
 
 test: .venv/ready  ## all tests, offline, on the CPU: a few minutes
